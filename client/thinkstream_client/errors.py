@@ -1,0 +1,207 @@
+"""Every error that thinkstream raises on purpose.
+
+    ThinkstreamError
+    ├── RequestError                the request cannot be taken as it is; sending it again changes nothing
+    │   ├── InvalidRequest          field, value, allowed
+    │   ├── PromptTooLong           num_tokens, limit
+    │   └── Conflict                job_id: the id is taken by another payload
+    ├── JobError                    one job's own end or absence
+    │   ├── JobNotFound
+    │   ├── ResultExpired
+    │   ├── StreamForked            at: Redis went back, and another history followed
+    │   ├── JobCancelled
+    │   ├── JobExpired
+    │   └── JobFailed               error: what the worker said
+    ├── ServiceError                try again later
+    │   ├── QueueFull               retry_ms
+    │   └── ServiceUnavailable
+    ├── RecordInvalid               bytes that are not one of our records
+    ├── Fenced                      this session may not write any more
+    └── ConfigError (ValueError)    the installation is wrong; nothing is retried
+        └── WeightsError
+
+Each class has a stable ``code``, the word that travels on the wire, and carries data, not only text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ThinkstreamError(Exception):
+    """Root of the tree."""
+
+    code: ClassVar[str] = "ThinkstreamError"
+
+
+class RequestError(ThinkstreamError):
+    """The request cannot be taken as it is."""
+
+    code = "RequestError"
+
+
+class InvalidRequest(RequestError):
+    """A field of a request has a value outside its range.
+
+    Args:
+        field: Name of the field, dotted where nested (``sampling.top_p``).
+        value: What was given; shown shortened.
+        allowed: The range in words (``a number in (0, 1]``).
+    """
+
+    code = "InvalidRequest"
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(f"{field}: got {shown}, allowed: {allowed}")
+        self.field, self.value, self.allowed = field, value, allowed
+
+
+class PromptTooLong(RequestError):
+    """The prompt does not fit the model's context."""
+
+    code = "PromptTooLong"
+
+    def __init__(self, num_tokens: int, limit: int) -> None:
+        super().__init__(f"the prompt has {num_tokens} tokens, the limit is {limit}")
+        self.num_tokens, self.limit = num_tokens, limit
+
+
+class Conflict(RequestError):
+    """The job id is taken by a job with another payload."""
+
+    code = "Conflict"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} exists with another payload")
+        self.job_id = job_id
+
+
+class JobError(ThinkstreamError):
+    """One job's own end or absence."""
+
+    code = "JobError"
+
+    def __init__(self, job_id: str, detail: str) -> None:
+        super().__init__(f"job {job_id}: {detail}")
+        self.job_id = job_id
+
+
+class JobNotFound(JobError):
+    """No job has this id."""
+
+    code = "JobNotFound"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id, "not found")
+
+
+class ResultExpired(JobError):
+    """The job ended and its result has been removed since."""
+
+    code = "ResultExpired"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id, "its result has expired")
+
+
+class StreamForked(JobError):
+    """Redis lost tokens that were already read, and another history followed.
+
+    Args:
+        job_id: The job.
+        at: Number of tokens up to which the reader's history is known to hold.
+    """
+
+    code = "StreamForked"
+
+    def __init__(self, job_id: str, at: int) -> None:
+        super().__init__(job_id, f"the stream changed behind token {at}: Redis lost acknowledged writes")
+        self.at = at
+
+
+class JobCancelled(JobError):
+    """The job was cancelled."""
+
+    code = "JobCancelled"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id, "was cancelled")
+
+
+class JobExpired(JobError):
+    """The job's deadline passed before it ended."""
+
+    code = "JobExpired"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id, "its deadline passed")
+
+
+class JobFailed(JobError):
+    """The job failed for good.
+
+    Args:
+        job_id: The job.
+        error_code: Code of the error that ended it, a ``code`` of this tree where it is one.
+        detail: What the worker said.
+    """
+
+    code = "JobFailed"
+
+    def __init__(self, job_id: str, error_code: str, detail: str) -> None:
+        super().__init__(job_id, f"failed with {error_code}: {detail}")
+        self.error_code, self.detail = error_code, detail
+
+
+class ServiceError(ThinkstreamError):
+    """The service cannot do it now; try again later."""
+
+    code = "ServiceError"
+
+
+class QueueFull(ServiceError):
+    """A cap of the tenant is reached.
+
+    Args:
+        cap: Which cap (``jobs``, ``bytes``, ``memory``).
+        retry_ms: When there may be room, as an estimate.
+    """
+
+    code = "QueueFull"
+
+    def __init__(self, cap: str, retry_ms: int) -> None:
+        super().__init__(f"the tenant's queue is full ({cap}); try again in {retry_ms} ms")
+        self.cap, self.retry_ms = cap, retry_ms
+
+
+class ServiceUnavailable(ServiceError):
+    """Redis cannot be reached, or no replica is alive."""
+
+    code = "ServiceUnavailable"
+
+
+class RecordInvalid(ThinkstreamError):
+    """Bytes that are not a record of ours: not msgpack, nested too deep, another version."""
+
+    code = "RecordInvalid"
+
+
+class Fenced(ThinkstreamError):
+    """Redis no longer knows this session: what it owned belongs to others now."""
+
+    code = "Fenced"
+
+
+class ConfigError(ThinkstreamError, ValueError):
+    """The installation is wrong: a server's setting, a namespace of another model, a missing file."""
+
+    code = "ConfigError"
+
+
+class WeightsError(ConfigError):
+    """A checkpoint's tensors are missing, surplus or mis-shaped."""
+
+    code = "WeightsError"

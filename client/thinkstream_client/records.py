@@ -1,0 +1,290 @@
+"""The records that cross the queue: what is asked, what comes back.
+
+Plain frozen data, checked where it is made. How they look as bytes is ``wire``'s business; how they
+travel is ``functions``'. Nothing here knows Redis.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, NewType
+
+from .errors import InvalidRequest
+
+SessionId = NewType("SessionId", str)
+"""One incarnation of one replica: its name, a dot and random letters."""
+
+MAX_PROMPT_BYTES = 1 << 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 256
+MAX_LOGIT_BIAS = 1024
+MAX_LOGPROBS = 20
+MAX_TAGS = 8
+PRIORITIES = ("high", "normal", "low")
+"""Class names by priority number: 0 is served first."""
+
+
+class JobStatus(enum.StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"  #: in its tenant's queue, or in line again after its worker died
+    RUNNING = "running"  #: owned by a living session
+    WAITING = "waiting"  #: failed once, will be tried again
+    DONE = "done"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended and will not change any more."""
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.WAITING)
+
+
+class FinishReason(enum.StrEnum):
+    """Why a job ended."""
+
+    STOP = "stop"  #: end of text, a stop id or a stop string
+    LENGTH = "length"  #: ``max_tokens`` or the context is full
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+    @property
+    def status(self) -> JobStatus:
+        """The job's status after this end."""
+        if self in (FinishReason.STOP, FinishReason.LENGTH):
+            return JobStatus.DONE
+        return JobStatus(self.value)
+
+
+class JobRef(NamedTuple):
+    """A job's full name: ids are unique within a tenant."""
+
+    tenant: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ("system", "user", "assistant"):
+            raise InvalidRequest("messages.role", self.role, "system, user or assistant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. ``None`` means: as the checkpoint's generation config says.
+
+    Raises:
+        InvalidRequest: A value outside its range.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    logprobs: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _integer("top_k", self.top_k, 0, 1 << 20)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _integer("max_tokens", self.max_tokens, 1, 1 << 20)
+        _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _integer("seed", self.seed, 0, (1 << 64) - 1)
+        if type(self.ignore_eos) is not bool:
+            raise InvalidRequest("sampling.ignore_eos", self.ignore_eos, "true or false")
+        self._check_stops()
+        self._check_bias()
+
+    def _check_stops(self) -> None:
+        if not _is_sequence_of(self.stop, str) or len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest("sampling.stop", self.stop, f"up to {MAX_STOP_STRINGS} strings")
+        for text in self.stop:
+            if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
+                raise InvalidRequest("sampling.stop", text, f"strings of 1 to {MAX_STOP_BYTES} bytes")
+        if not _is_sequence_of(self.stop_token_ids, int) or len(self.stop_token_ids) > MAX_STOP_STRINGS:
+            raise InvalidRequest(
+                "sampling.stop_token_ids", self.stop_token_ids, f"up to {MAX_STOP_STRINGS} ids"
+            )
+        for token_id in self.stop_token_ids:
+            _integer("stop_token_ids", token_id, 0, (1 << 31) - 1)
+
+    def _check_bias(self) -> None:
+        if not isinstance(self.logit_bias, Mapping) or len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(
+                "sampling.logit_bias", self.logit_bias, f"up to {MAX_LOGIT_BIAS} ids with a bias"
+            )
+        for token_id, bias in self.logit_bias.items():
+            _integer("logit_bias", token_id, 0, (1 << 31) - 1)
+            _number("logit_bias", bias, -100.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one job asks for. Exactly one of ``prompt``, ``messages`` and ``token_ids`` is given.
+
+    Attributes:
+        prompt: Raw text to go on from.
+        messages: A chat; the worker applies the checkpoint's chat template.
+        token_ids: A prompt that the caller has tokenized.
+        sampling: How tokens are chosen.
+        grain: Tokens per entry of the result stream, 1 for a live stream, 16 otherwise.
+        tags: Labels to find the job by.
+
+    Raises:
+        InvalidRequest: A value outside its range.
+    """
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    grain: int = 1
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise InvalidRequest("prompt", given, "exactly one of prompt, messages and token_ids")
+        _integer("grain", self.grain, 1, 1024, prefix="")
+        if not 1 <= self.num_prompt_bytes <= MAX_PROMPT_BYTES:
+            raise InvalidRequest(given[0], f"{self.num_prompt_bytes} bytes", f"1 to {MAX_PROMPT_BYTES} bytes")
+        for token_id in self.token_ids or ():
+            _integer("token_ids", token_id, 0, (1 << 31) - 1, prefix="")
+        if len(self.tags) > MAX_TAGS:
+            raise InvalidRequest("tags", self.tags, f"up to {MAX_TAGS} tags")
+
+    @property
+    def num_prompt_bytes(self) -> int:
+        """Size of the prompt as given: UTF-8 bytes of text, four bytes per token id."""
+        if self.prompt is not None:
+            return len(self.prompt.encode("utf-8", "surrogatepass"))
+        if self.messages is not None:
+            return sum(len(m.content.encode("utf-8", "surrogatepass")) for m in self.messages)
+        return 4 * len(self.token_ids or ())
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one token: its own and those of the most likely ids."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChunk:
+    """Some tokens of a result, next to each other.
+
+    Attributes:
+        index: Number of tokens of the result up to and with this chunk.
+        token_ids: The tokens, the last of which is the ``index``-th of the result.
+        text: What became readable with them; empty while a character or a stop string may be under way.
+        logprobs: One per token where the request asked for them.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that a job used."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where a job's time went, in milliseconds of its last owner's clock."""
+
+    queued_ms: int = 0
+    prefill_ms: int = 0
+    first_token_ms: int = 0
+    decode_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailure:
+    """Why a job failed: a code of the error tree, a sentence, and the data of the error."""
+
+    code: str
+    message: str
+    data: Mapping[str, int | str] = field(default_factory=dict[str, "int | str"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The end of a result.
+
+    Attributes:
+        reason: Why it ended.
+        num_tokens: Tokens of the whole result.
+        text: The last of the text, held back until now.
+        usage: Tokens used.
+        timings: Where the time went.
+        error: Why it failed, for ``FinishReason.FAILED``.
+    """
+
+    reason: FinishReason
+    num_tokens: int
+    text: str = ""
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    error: JobFailure | None = None
+
+
+def _is_sequence_of(value: object, kind: type) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(v, kind) for v in value)
+
+
+def _number(
+    name: str,
+    value: float | None,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    prefix: str = "sampling.",
+) -> None:
+    if value is None:
+        return
+    allowed = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(prefix + name, value, allowed)
+    if math.isnan(value) or value > high or value < low or (open_low and value == low):
+        raise InvalidRequest(prefix + name, value, allowed)
+
+
+def _integer(name: str, value: int | None, low: int, high: int, *, prefix: str = "sampling.") -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(prefix + name, value, f"an integer in [{low}, {high}]")

@@ -1,0 +1,37 @@
+"""The tensors of one step, passed and never global.
+
+T tokens of the step, B sequences, M blocks in the longest block table, S rows whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """One batch: prefill chunks and decodes side by side, flattened over tokens.
+
+    Attributes:
+        input_ids_T: int64, token ids.
+        positions_T: int64, place of each token in its sequence, from 0.
+        slot_mapping_T: int64, where each token's keys and values go: block id * block size + offset.
+        cu_seqlens_q_B1: int32, cumulative numbers of tokens per sequence, from 0 to T.
+        context_lens_B: int32, keys that are valid once this step's tokens are written.
+        block_tables_BM: int32, block ids of each sequence, padded with 0.
+        output_rows_S: int64, rows of T whose logits are wanted.
+        query_lens: The sequences' tokens in this step, on the host.
+        context_lens: ``context_lens_B`` on the host.
+    """
+
+    input_ids_T: Tensor
+    positions_T: Tensor
+    slot_mapping_T: Tensor
+    cu_seqlens_q_B1: Tensor
+    context_lens_B: Tensor
+    block_tables_BM: Tensor
+    output_rows_S: Tensor
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]

@@ -1,0 +1,1 @@
+"""From the queue to the replicas: policy and liveness. Names no tensor."""

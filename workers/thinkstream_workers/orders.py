@@ -1,0 +1,103 @@
+"""What goes into the Engine and what comes out: the seam between delivery and decoding.
+
+Intake puts orders into the inbox, the Publisher takes step outputs from the outbox. Neither side sees
+the other's Redis, tensors or clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from thinkstream_client.records import FinishReason, JobFailure, JobRef, TokenLogprobs
+
+from .sampling import ResolvedSampling
+
+
+class JobKey(NamedTuple):
+    """One ownership of one job: the job and the marker that its claim wrote.
+
+    A job that comes back to the same replica has another marker, so late output of its former life
+    can be told from the new.
+    """
+
+    ref: JobRef
+    mk: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Take up a job.
+
+    Attributes:
+        key: The ownership.
+        prompt_ids: The whole prompt, tokenized.
+        published_ids: Tokens that are already in the result stream; decoding goes on behind them.
+        sampling: Every field filled in.
+        alone: The job is suspected of killing its worker: no other sequence shares its steps.
+    """
+
+    key: JobKey
+    prompt_ids: tuple[int, ...]
+    published_ids: tuple[int, ...] = ()
+    sampling: ResolvedSampling
+    alone: bool = False
+
+
+class StopCause(enum.Enum):
+    """Why a sequence is to stop before its own end."""
+
+    DROPPED = "dropped"  #: not ours any more: sealed, cancelled, expired or taken over; say nothing
+    STOP_STRING = "stop_string"  #: the Publisher found a stop string and seals the stream itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Forget a sequence, silently: whoever gives this order has dealt with the stream."""
+
+    key: JobKey
+    cause: StopCause = StopCause.DROPPED
+
+
+Order = Submit | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOut:
+    """One sampled token.
+
+    Attributes:
+        key: Whose.
+        index: Its place in the result, from 1.
+        token_id: The token.
+        logprobs: Where asked for.
+    """
+
+    key: JobKey
+    index: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceEnd:
+    """A sequence's own end, after its last token."""
+
+    key: JobKey
+    reason: FinishReason
+    num_cached_tokens: int = 0
+    error: JobFailure | None = None
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """All that one step brought, in the order of the batch.
+
+    ``started`` lists the sequences whose prefill began with this step, so that the Publisher, which has
+    the clock, can time it.
+    """
+
+    tokens: list[TokenOut] = field(default_factory=list["TokenOut"])
+    ends: list[SequenceEnd] = field(default_factory=list["SequenceEnd"])
+    started: list[JobKey] = field(default_factory=list["JobKey"])
