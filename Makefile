@@ -1,0 +1,32 @@
+# Every target sets itself up: a fresh Debian with Python 3.11 and make needs nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.service
+	$(BIN)/thinkstream demo
+
+test: check
+	infra/install_test_servers
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	infra/check
+
+bench: $(VENV)/.service
+	$(BIN)/python -m infra.bench
+
+$(VENV)/.service: pyproject.toml infra/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[service]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.service
+	$(INSTALL) --editable '.[service,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
