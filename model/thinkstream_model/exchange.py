@@ -1,0 +1,66 @@
+"""How rows reach their experts and come home: the seam between the Thinker and where experts are.
+
+``dispatch`` turns logical experts into slots of this rank's stacked weights and brings the rows there;
+``combine`` brings the outputs back to the ranks and rows they came from. The model sees nothing else.
+
+T rows, R rows that arrived here, D hidden width, K experts per row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from .ops import Ops, Routing
+from .placement import ExpertPlacement
+
+
+class Dispatched(NamedTuple):
+    """Rows that are to go through experts of this rank.
+
+    Attributes:
+        hidden_RD: The rows.
+        slots_RK: int64, their places in this rank's stacked weights.
+    """
+
+    hidden_RD: Tensor
+    slots_RK: Tensor
+
+
+class Exchange(Protocol):
+    """Moves rows between ranks; knows the placement."""
+
+    def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:
+        """Send every row to the ranks of its experts."""
+        ...
+
+    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Tensor:
+        """Bring the experts' outputs home and sum them, weighted, in the order of k: [T, D]."""
+        ...
+
+
+class LocalExchange:
+    """All experts are here, each in the slot of its own number: nothing moves.
+
+    Args:
+        placement: Must be ``ExpertPlacement.local``.
+        ops: Sums the outputs.
+
+    Raises:
+        ValueError: The placement puts an expert elsewhere.
+    """
+
+    def __init__(self, placement: ExpertPlacement, ops: Ops) -> None:
+        for layer, experts in enumerate(placement.copies):
+            if any((0, expert) not in copies for expert, copies in enumerate(experts)):
+                raise ValueError(f"layer {layer}: not every expert is in its own slot of rank 0")
+        self._ops = ops
+
+    def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:
+        """Leave the rows where they are: a slot is its expert's number."""
+        return Dispatched(hidden_TD, routing.expert_ids_TK)
+
+    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Tensor:
+        """Sum the outputs of each row."""
+        return self._ops.combine(outputs_RKD, routing.weights_TK)
