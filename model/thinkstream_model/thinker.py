@@ -1,0 +1,122 @@
+"""The Thinker: token ids in, logits out.
+
+A decoder of RMS norms, grouped-query attention with normed queries and keys, rotary positions, and in
+each layer either a mixture of experts or one dense SwiGLU MLP. It does not branch on the device: all
+arithmetic is behind ``Ops``, all movement between devices behind ``Exchange``.
+
+T rows of the step, D hidden width, S rows whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import ThinkerConfig
+from .exchange import Exchange, LocalExchange
+from .experts import Experts, Router
+from .inputs import StepInputs
+from .kv_cache import KVCache
+from .ops import Ops, StepAttention
+from .parameters import AttentionWeights, DenseWeights, MoeWeights, ThinkerWeights
+from .placement import ExpertPlacement
+from .torch_ops import TorchOps
+
+
+class Thinker:
+    """Weights on one device and the way through them.
+
+    Args:
+        weights: All parameters, on one device and of one dtype.
+        ops: The device's operations; plain torch where none are given.
+        exchange: The way to the experts; where none is given, all are here.
+    """
+
+    def __init__(
+        self, weights: ThinkerWeights, ops: Ops | None = None, exchange: Exchange | None = None
+    ) -> None:
+        config = weights.config
+        self.config: ThinkerConfig = config
+        self.weights = weights
+        self._ops = ops or TorchOps(config, weights.embedding_VD.device)
+        placement = ExpertPlacement.local(config.num_layers, config.num_experts)
+        self._router = Router(self._ops, config)
+        self._experts = Experts(self._ops, exchange or LocalExchange(placement, self._ops))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.embedding_VD.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Kind of the weights, the activations and the cache."""
+        return self.weights.embedding_VD.dtype
+
+    @torch.inference_mode()
+    def forward(self, inputs: StepInputs, kv: KVCache) -> Tensor:
+        """Compute one step: write the tokens' keys and values, return the logits that are wanted.
+
+        Args:
+            inputs: The step's tokens and where they belong.
+            kv: The cache, changed in place.
+
+        Returns:
+            Logits of ``inputs.output_rows_S``, [S, V], float32, padding rows of the vocabulary included.
+        """
+        ops, weights, eps = self._ops, self.weights, self.config.rms_norm_eps
+        attention = ops.attention(self.config, inputs, kv)
+        residual_TD = ops.embed(inputs.input_ids_T, weights.embedding_VD)
+        hidden_TD = ops.rms_norm(residual_TD, weights.layers[0].input_norm_D, eps)
+        for number, layer in enumerate(weights.layers):
+            if number > 0:
+                hidden_TD, residual_TD = ops.add_rms_norm(hidden_TD, residual_TD, layer.input_norm_D, eps)
+            hidden_TD = self._attend(number, hidden_TD, layer.attention, attention)
+            hidden_TD, residual_TD = ops.add_rms_norm(
+                hidden_TD, residual_TD, layer.post_attention_norm_D, eps
+            )
+            hidden_TD = self._mlp(number, hidden_TD, layer.mlp)
+        rows_S = inputs.output_rows_S
+        hidden_SD, _ = ops.add_rms_norm(hidden_TD[rows_S], residual_TD[rows_S], weights.norm_D, eps)
+        return ops.linear(hidden_SD, weights.lm_head_VD).float()
+
+    def _attend(
+        self, layer: int, hidden_TD: Tensor, weights: AttentionWeights, attention: StepAttention
+    ) -> Tensor:
+        qkv_TQ = self._ops.linear(hidden_TD, weights.qkv_QD)
+        q_THC = attention.prologue(qkv_TQ, weights.q_norm_C, weights.k_norm_C, layer)
+        return self._ops.linear(attention.attend(q_THC, layer), weights.out_DQ)
+
+    def _mlp(self, layer: int, hidden_TD: Tensor, weights: DenseWeights | MoeWeights) -> Tensor:
+        if isinstance(weights, DenseWeights):
+            return self._ops.swiglu(hidden_TD, weights.gate_up_2ID, weights.down_DI)
+        return self._experts(layer, hidden_TD, self._router(hidden_TD, weights), weights)
+
+
+def random_thinker(
+    config: ThinkerConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Thinker:
+    """Make a Thinker of random weights, drawn on the device itself.
+
+    Matrices are scaled so that activations keep their size through the layers and the router's choices
+    differ from token to token. The same seed gives other weights on another kind of device.
+
+    Args:
+        config: The shape.
+        device: Where to make it.
+        dtype: Kind of its numbers.
+        seed: Seed of the device's generator.
+    """
+    weights = ThinkerWeights.empty(config, device, dtype)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    for name, tensor in weights.named_destinations().items():
+        if tensor.dim() == 1:
+            tensor.fill_(1.0)
+        else:
+            scale = 1.0 if name == "embed_tokens.weight" else tensor.shape[-1] ** -0.5
+            tensor.normal_(0.0, scale, generator=generator)
+    return Thinker(weights)

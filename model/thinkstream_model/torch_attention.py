@@ -1,0 +1,201 @@
+"""Attention over the paged cache in plain torch, the same for prefill, chunks and decode.
+
+Queries go in tiles of 16 rows (a row is one token and one head of a key head's group), keys in fixed
+blocks of 64 counted from the sequence's start, with a running softmax over the blocks. So the sums that
+make a row are the same whoever shares its step. Keys behind a row's own position weigh exactly zero.
+
+T tokens, N tiles (most key blocks first), Q tokens per tile, R rows per tile, J key heads, G query heads
+per key head, C width of a head, H query heads, S keys of a block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import ThinkerConfig
+from .inputs import StepInputs
+from .kv_cache import KVCache
+from .rms_norm import rms_norm
+from .rope import Rotation, rotate
+
+QUERY_ROWS = 16
+KEY_BLOCK = 64
+
+
+class _KeyBlock(NamedTuple):
+    """One block of keys, of the tiles that reach it: those before ``num_tiles``."""
+
+    num_tiles: int
+    rows_NJS: Tensor  #: rows of a layer's cache seen as [tokens * J, C]
+    hidden_NRS: Tensor | None  #: keys that a row must not see; None where all see all
+
+
+class PagedAttention:
+    """``StepAttention`` in torch.
+
+    Args:
+        config: The Thinker's shape.
+        inputs: The step's tokens.
+        kv: The cache.
+        rotary: Rotation of every position.
+    """
+
+    def __init__(self, config: ThinkerConfig, inputs: StepInputs, kv: KVCache, rotary: Rotation) -> None:
+        self._config, self._kv = config, kv
+        self._slots_T = inputs.slot_mapping_T
+        self._rotation = rotary.at(inputs.positions_T, kv.keys_NSHC[0].dtype)
+        self._group = config.num_heads // config.num_kv_heads
+        self._tile_tokens = max(1, QUERY_ROWS // self._group)
+        self._padding = -self._tile_tokens * self._group % QUERY_ROWS
+        self._plan(inputs)
+
+    def prologue(self, qkv_TQ: Tensor, q_norm_C: Tensor, k_norm_C: Tensor, layer: int) -> Tensor:
+        """See ``StepAttention.prologue``."""
+        config = self._config
+        num_q, num_kv, width = config.num_heads, config.num_kv_heads, config.head_dim
+        heads_THC = qkv_TQ.view(-1, num_q + 2 * num_kv, width)
+        weight_HC = torch.cat((q_norm_C.expand(num_q, -1), k_norm_C.expand(num_kv, -1)))
+        normed_THC = rms_norm(heads_THC[:, : num_q + num_kv], weight_HC, config.rms_norm_eps)
+        q_THC, k_TJC = rotate(normed_THC, self._rotation).split([num_q, num_kv], dim=1)
+        self._kv.keys_NSHC[layer].view(-1, num_kv, width)[self._slots_T] = k_TJC
+        self._kv.values_NSHC[layer].view(-1, num_kv, width)[self._slots_T] = heads_THC[:, num_q + num_kv :]
+        return q_THC
+
+    def attend(self, q_THC: Tensor, layer: int) -> Tensor:
+        """See ``StepAttention.attend``."""
+        width, num_kv = self._config.head_dim, self._config.num_kv_heads
+        keys_C = self._kv.keys_NSHC[layer].view(-1, width)
+        values_C = self._kv.values_NSHC[layer].view(-1, width)
+        q_NRC = self._to_tiles(q_THC)
+        state: _RunningSoftmax | None = None
+        for block in self._blocks:
+            num_rows = block.num_tiles * num_kv
+            scores_NRS = _products(q_NRC[:num_rows], keys_C[block.rows_NJS].transpose(1, 2)).float()
+            scores_NRS *= width**-0.5
+            if block.hidden_NRS is not None:
+                scores_NRS.masked_fill_(block.hidden_NRS, float("-inf"))
+            values_NSC = values_C[block.rows_NJS]
+            if state is None:
+                state = _RunningSoftmax(scores_NRS, values_NSC)
+            else:
+                state.add(scores_NRS, values_NSC)
+        assert state is not None, "a step has at least one token"
+        return self._to_tokens(state.mean().to(q_THC.dtype))
+
+    def _to_tiles(self, q_THC: Tensor) -> Tensor:
+        """Bring queries into tiles, [N * J, R, C]; rows that pad a tile repeat the step's first token."""
+        num_kv, width = self._config.num_kv_heads, self._config.head_dim
+        q_NQJGC = q_THC[self._tokens_NQ].unflatten(2, (num_kv, self._group))
+        q_NRC = q_NQJGC.transpose(1, 2).reshape(-1, self._tile_tokens * self._group, width)
+        return F.pad(q_NRC, (0, 0, 0, self._padding)) if self._padding else q_NRC
+
+    def _to_tokens(self, out_NRC: Tensor) -> Tensor:
+        """Undo ``_to_tiles`` and put the heads side by side, [T, H * C]."""
+        num_kv, width = self._config.num_kv_heads, self._config.head_dim
+        rows = self._tile_tokens * self._group
+        out_NJQGC = out_NRC[:, :rows].reshape(-1, num_kv, self._tile_tokens, self._group, width)
+        return out_NJQGC.transpose(1, 2).flatten(0, 1).flatten(1)[self._places_T]
+
+    def _plan(self, inputs: StepInputs) -> None:
+        """Cut the step into tiles and its keys into blocks."""
+        device = inputs.input_ids_T.device
+        tiles = sorted(_tiles(inputs, self._tile_tokens), key=lambda tile: -tile.num_keys)
+        # Tile n, place q holds token first + q; beyond the tile's own tokens it repeats token 0.
+        tokens = [
+            [t.first_token + q if q < t.num_tokens else 0 for q in range(self._tile_tokens)] for t in tiles
+        ]
+        places = [0] * sum(inputs.query_lens)
+        for n, tile in enumerate(tiles):
+            for q in range(tile.num_tokens):
+                places[tile.first_token + q] = n * self._tile_tokens + q
+        self._tokens_NQ = torch.tensor(tokens, device=device)
+        self._places_T = torch.tensor(places, device=device)
+        self._blocks = self._key_blocks(inputs, tiles)
+
+    def _key_blocks(self, inputs: StepInputs, tiles: list[_Tile]) -> list[_KeyBlock]:
+        num_kv, device = self._config.num_kv_heads, inputs.input_ids_T.device
+        sequences_N = torch.tensor([tile.sequence for tile in tiles], device=device)
+        positions_NR = inputs.positions_T[self._tokens_NQ].repeat_interleave(self._group, dim=1)
+        positions_NR = F.pad(positions_NR, (0, self._padding))
+        heads_J = torch.arange(num_kv, device=device)
+        blocks: list[_KeyBlock] = []
+        for start in range(0, tiles[0].num_keys, KEY_BLOCK):
+            count = sum(tile.num_keys > start for tile in tiles)
+            keys_S = torch.arange(start, start + KEY_BLOCK, device=device)
+            slots_BS = _slots(inputs.block_tables_BM, keys_S, self._kv.block_size)
+            slots_NS = slots_BS[sequences_N[:count]]
+            rows_NJS = (slots_NS.unsqueeze(1) * num_kv + heads_J.unsqueeze(1)).flatten(0, 1)
+            hidden_NRS: Tensor | None = None
+            if any(tile.first_position < start + KEY_BLOCK - 1 for tile in tiles[:count]):
+                hidden_NRS = keys_S > positions_NR[:count].unsqueeze(-1)
+                hidden_NRS = hidden_NRS.repeat_interleave(num_kv, dim=0)
+            blocks.append(_KeyBlock(count, rows_NJS, hidden_NRS))
+        return blocks
+
+
+class _Tile(NamedTuple):
+    """Neighbouring tokens of one sequence."""
+
+    sequence: int
+    first_token: int  #: row of the step
+    num_tokens: int
+    first_position: int
+    num_keys: int  #: keys that the last token sees
+
+
+def _tiles(inputs: StepInputs, tile_tokens: int) -> list[_Tile]:
+    tiles: list[_Tile] = []
+    token = 0
+    for sequence, (query_len, context_len) in enumerate(
+        zip(inputs.query_lens, inputs.context_lens, strict=True)
+    ):
+        position = context_len - query_len
+        for offset in range(0, query_len, tile_tokens):
+            count = min(tile_tokens, query_len - offset)
+            first = position + offset
+            tiles.append(_Tile(sequence, token + offset, count, first, first + count))
+        token += query_len
+    return tiles
+
+
+def _slots(block_tables_BM: Tensor, positions_S: Tensor, block_size: int) -> Tensor:
+    """Slots of these positions in every sequence; a position beyond the table gives some valid slot."""
+    blocks_S = (positions_S // block_size).clamp(max=block_tables_BM.shape[1] - 1)
+    return block_tables_BM[:, blocks_S].long() * block_size + positions_S % block_size
+
+
+class _RunningSoftmax:
+    """Softmax-weighted sum of values, one block of keys after the other.
+
+    Later blocks may hold fewer tiles: those that reach them come first.
+    """
+
+    def __init__(self, scores_NRS: Tensor, values_NSC: Tensor) -> None:
+        self._max_NR1 = scores_NRS.amax(dim=-1, keepdim=True)
+        weights_NRS = (scores_NRS - self._max_NR1).exp_()
+        self._sum_NR1 = weights_NRS.sum(dim=-1, keepdim=True)
+        self._out_NRC = _products(weights_NRS.to(values_NSC.dtype), values_NSC).float()
+
+    def add(self, scores_NRS: Tensor, values_NSC: Tensor) -> None:
+        """Take in one more block."""
+        count = scores_NRS.shape[0]
+        max_NR1, sum_NR1, out_NRC = self._max_NR1[:count], self._sum_NR1[:count], self._out_NRC[:count]
+        new_max_NR1 = torch.maximum(max_NR1, scores_NRS.amax(dim=-1, keepdim=True))
+        weights_NRS = (scores_NRS - new_max_NR1).exp_()
+        shrink_NR1 = (max_NR1 - new_max_NR1).exp_()
+        sum_NR1.mul_(shrink_NR1).add_(weights_NRS.sum(dim=-1, keepdim=True))
+        out_NRC.mul_(shrink_NR1).add_(_products(weights_NRS.to(values_NSC.dtype), values_NSC))
+        max_NR1.copy_(new_max_NR1)
+
+    def mean(self) -> Tensor:
+        """The weighted means, [N * J, R, C]."""
+        return self._out_NRC / self._sum_NR1
+
+
+def _products(left_NRC: Tensor, right_NCS: Tensor) -> Tensor:
+    """Multiply tile by tile; a library's batched matmul treats each alike, however many there are."""
+    return torch.bmm(left_NRC, right_NCS)

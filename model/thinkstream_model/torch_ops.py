@@ -1,0 +1,140 @@
+"""The Thinker's operations in plain torch: the reference, and what runs on a CPU.
+
+Exact means: a row's result depends on that row alone, bit for bit, not on how many others share the
+step, nor on whether a prompt came whole, in chunks or again after a preemption. A library's matmul picks
+its summation order by the number of rows, so rows go through every matrix in tiles of exactly 16, the
+last one padded with zeros; each expert's rows too. Element-wise work uses only operations whose vector
+and scalar code agree bit for bit (``exp`` does, ``silu`` and ``sigmoid`` do not).
+
+T rows, D hidden width, O output width, E experts, K experts per row, P = T * K pairs, R rows laid out
+by expert, I inner width.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import ThinkerConfig
+from .inputs import StepInputs
+from .kv_cache import KVCache
+from .ops import Routing
+from .rms_norm import rms_norm
+from .rope import rotary_table
+from .torch_attention import PagedAttention
+
+TILE_ROWS = 16
+
+
+class TorchOps:
+    """``Ops`` in torch.
+
+    Args:
+        config: The Thinker's shape.
+        device: Where its weights are.
+        exact: Whether to tile as described above. On a GPU a launch per tile costs more than it is worth
+            to this class, so there it is off unless asked for.
+    """
+
+    def __init__(self, config: ThinkerConfig, device: torch.device, *, exact: bool | None = None) -> None:
+        self._exact = device.type == "cpu" if exact is None else exact
+        self._rotary = rotary_table(
+            config.max_position_embeddings, config.head_dim, config.rope_theta, device
+        )
+
+    def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
+        """See ``Ops.embed``."""
+        return F.embedding(input_ids_T, embedding_VD)
+
+    def attention(self, config: ThinkerConfig, inputs: StepInputs, kv: KVCache) -> PagedAttention:
+        """See ``Ops.attention``."""
+        return PagedAttention(config, inputs, kv, self._rotary)
+
+    def rms_norm(self, hidden_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """See ``Ops.rms_norm``."""
+        return rms_norm(hidden_TD, weight_D, eps)
+
+    def add_rms_norm(
+        self, hidden_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Ops.add_rms_norm``."""
+        residual_TD = residual_TD + hidden_TD
+        return rms_norm(residual_TD, weight_D, eps), residual_TD
+
+    def linear(self, hidden_TD: Tensor, weight_OD: Tensor) -> Tensor:
+        """See ``Ops.linear``."""
+        return self._matmul(self._pad(hidden_TD), weight_OD)[: hidden_TD.shape[0]]
+
+    def swiglu(self, hidden_TD: Tensor, gate_up_2ID: Tensor, down_DI: Tensor) -> Tensor:
+        """See ``Ops.swiglu``."""
+        inner_TI = _gate(self._matmul(self._pad(hidden_TD), gate_up_2ID))
+        return self._matmul(inner_TI, down_DI)[: hidden_TD.shape[0]]
+
+    def route(self, hidden_TD: Tensor, router_ED: Tensor, top_k: int, *, renormalize: bool) -> Routing:
+        """See ``Ops.route``."""
+        logits_TE = self.linear(hidden_TD, router_ED)
+        weights_TK, expert_ids_TK = logits_TE.softmax(dim=-1, dtype=torch.float32).topk(top_k, dim=-1)
+        if renormalize:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        return Routing(expert_ids_TK, weights_TK.to(hidden_TD.dtype))
+
+    def experts(self, hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor:
+        """See ``Ops.experts``. Experts without rows are not touched; one wait for the device a call."""
+        num_rows, top_k = slots_TK.shape
+        slots_P = slots_TK.flatten()
+        counts_E = torch.bincount(slots_P, minlength=gate_up_E2ID.shape[0])
+        room_E = (counts_E + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS if self._exact else counts_E
+        # Pair i of the pairs sorted by expert moves behind the padding of the experts before its own.
+        order_P = slots_P.argsort(stable=True)
+        padding_E = (room_E - counts_E).cumsum(0) - (room_E - counts_E)
+        places_P = torch.empty_like(slots_P)
+        places_P[order_P] = torch.arange(slots_P.numel(), device=slots_P.device) + padding_E[slots_P[order_P]]
+        ends = list(itertools.accumulate(room_E.tolist()))
+        spans = [(e, a, z) for e, (a, z) in enumerate(itertools.pairwise([0, *ends])) if z > a]
+
+        hidden_RD = hidden_TD.new_zeros(ends[-1], hidden_TD.shape[1])
+        hidden_RD[places_P] = hidden_TD.repeat_interleave(top_k, dim=0)
+        gate_up_R2I = hidden_TD.new_empty(ends[-1], gate_up_E2ID.shape[1])
+        for expert, start, end in spans:
+            self._matmul_into(gate_up_R2I[start:end], hidden_RD[start:end], gate_up_E2ID[expert])
+        inner_RI = _gate(gate_up_R2I)
+        outputs_RD = torch.empty_like(hidden_RD)
+        for expert, start, end in spans:
+            self._matmul_into(outputs_RD[start:end], inner_RI[start:end], down_EDI[expert])
+        return outputs_RD[places_P].view(num_rows, top_k, -1)
+
+    def combine(self, outputs_TKD: Tensor, weights_TK: Tensor) -> Tensor:
+        """See ``Ops.combine``."""
+        weighted_TKD = outputs_TKD * weights_TK.unsqueeze(-1)
+        total_TD = weighted_TKD[:, 0]
+        for k in range(1, weighted_TKD.shape[1]):
+            total_TD = total_TD + weighted_TKD[:, k]
+        return total_TD
+
+    def _pad(self, rows_TD: Tensor) -> Tensor:
+        padding = -rows_TD.shape[0] % TILE_ROWS if self._exact else 0
+        return F.pad(rows_TD, (0, 0, 0, padding)) if padding else rows_TD
+
+    def _matmul(self, rows_TD: Tensor, weight_OD: Tensor) -> Tensor:
+        out_TO = rows_TD.new_empty(rows_TD.shape[0], weight_OD.shape[0])
+        self._matmul_into(out_TO, rows_TD, weight_OD)
+        return out_TO
+
+    def _matmul_into(self, out_TO: Tensor, rows_TD: Tensor, weight_OD: Tensor) -> None:
+        """Multiply whole tiles; the rows are padded already."""
+        weight_DO = weight_OD.t()
+        if not self._exact or rows_TD.shape[0] == TILE_ROWS:
+            torch.mm(rows_TD, weight_DO, out=out_TO)
+            return
+        for out_tile, tile in zip(out_TO.split(TILE_ROWS), rows_TD.split(TILE_ROWS), strict=True):
+            torch.mm(tile, weight_DO, out=out_tile)
+
+
+def _gate(gate_up_T2I: Tensor) -> Tensor:
+    """``silu(gate) * up`` of operations that do not depend on a row's place in memory."""
+    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+    gate32_TI = gate_TI.float()
+    return (gate32_TI / gate32_TI.neg().exp_().add_(1.0)).to(up_TI.dtype) * up_TI
