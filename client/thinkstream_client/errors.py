@@ -25,13 +25,21 @@ Each class has a stable ``code``, the word that travels on the wire, and carries
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .results import JobResult
 
 
 class ThinkstreamError(Exception):
-    """Root of the tree."""
+    """Root of the tree.
+
+    Attributes:
+        partial: What the job had brought before this ended it; None where no result was being read.
+    """
 
     code: ClassVar[str] = "ThinkstreamError"
+    partial: JobResult | None = None
 
 
 class RequestError(ThinkstreamError):
