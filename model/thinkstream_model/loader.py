@@ -1,0 +1,74 @@
+"""Loads a checkpoint's Thinker: each tensor straight from its file to its place on the device."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from .checkpoint_files import DTYPES, TensorReader, find_tensors
+from .config import ThinkerConfig
+from .layouts import Copy, check_copies, text_tensors
+from .parameters import ThinkerWeights
+from .thinker import Thinker
+
+logger = logging.getLogger(__name__)
+
+_NUM_READERS = 4
+
+
+def load_thinker(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Thinker:
+    """Load the Thinker of a checkpoint; its other parts are passed over.
+
+    Everything is checked against the config before the first byte of a tensor is read or memory is
+    taken for it. The host never holds more than the destination and a few small staging buffers.
+
+    Args:
+        path: A folder with ``config.json`` and weights in any layout and arrangement.
+        device: Where the weights go.
+        dtype: Kind of their numbers; None keeps the checkpoint's own, which is the embedding's.
+
+    Raises:
+        ConfigError: The config is missing or does not describe a Thinker.
+        WeightsError: Files are missing or broken, or their tensors are not the config's.
+    """
+    begun = time.monotonic()
+    folder = Path(path)
+    config = ThinkerConfig.from_json(folder)
+    logger.info("loading the Thinker from %s\n%s", folder, config.describe())
+    copies = text_tensors(find_tensors(folder))
+    check_copies(copies, config, folder)
+    weights = ThinkerWeights.empty(config, device, dtype or _own_dtype(copies))
+    _fill(copies, weights)
+    num_bytes = sum(copy.stored.num_bytes for copy in copies)
+    logger.info("loaded %d tensors, %d bytes, in %.1f s", len(copies), num_bytes, time.monotonic() - begun)
+    return Thinker(weights)
+
+
+def _own_dtype(copies: list[Copy]) -> torch.dtype:
+    return next(DTYPES[c.stored.dtype] for c in copies if c.place.name == "embed_tokens.weight")
+
+
+def _fill(copies: list[Copy], weights: ThinkerWeights) -> None:
+    destinations = weights.named_destinations()
+    in_file_order = sorted(copies, key=lambda copy: (copy.stored.file, copy.stored.start))
+
+    def fill(share: list[Copy]) -> None:
+        reader = TensorReader()
+        for stored, place in share:
+            destination = place.within(destinations)
+            assert destination is not None, "check_copies has seen every place"
+            reader.copy(stored, destination)
+
+    shares = [in_file_order[first::_NUM_READERS] for first in range(_NUM_READERS)]
+    with ThreadPoolExecutor(_NUM_READERS, "weights") as readers:
+        for done in [readers.submit(fill, share) for share in shares]:
+            done.result()
