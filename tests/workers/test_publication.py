@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from thinkstream_client.errors import RecordInvalid
 from thinkstream_client.records import FinishReason, JobRef, SessionId, Timings, TokenLogprobs
 from thinkstream_client.wire import (
