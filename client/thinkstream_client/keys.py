@@ -97,11 +97,27 @@ class Keys:
         return f"{self.prefix(partition)}leases"
 
     def own(self, partition: int, session: SessionId) -> str:
-        """Set: the jobs that a session owns."""
+        """Hash: the jobs that a session owns, with marker and grain of each."""
         return f"{self.prefix(partition)}own:{session}"
 
+    def running(self, partition: int) -> str:
+        """Sorted set: every owned job, by the time it was last seen to be whole."""
+        return f"{self.prefix(partition)}running"
+
+    def usage(self, partition: int) -> str:
+        """Hash: what each tenant has waiting and running."""
+        return f"{self.prefix(partition)}usage"
+
+    def jobs(self, partition: int, tenant: str) -> str:
+        """Sorted set: a tenant's jobs, by time of submission."""
+        return f"{self.prefix(partition)}jobs:{tenant}"
+
+    def tag(self, partition: int, tenant: str, tag: str) -> str:
+        """Sorted set: a tenant's jobs of one label, by time of submission."""
+        return f"{self.prefix(partition)}tag:{tenant}:{tag}"
+
     def due(self, partition: int) -> str:
-        """Sorted set: retries and deadlines by their time."""
+        """Sorted set: retries, deadlines and the end of listings, by their time."""
         return f"{self.prefix(partition)}due"
 
     def dead(self, partition: int) -> str:

@@ -1,0 +1,28 @@
+"""One Redis command and how to read its reply. Knows no connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A command to be sent by a ``Connection`` or an ``AsyncConnection``.
+
+    Attributes:
+        args: The command and its arguments.
+        parse: Reads the reply, which comes in the shapes of RESP2 with strings as bytes. It raises errors of
+            our own tree where the reply is a refusal.
+    """
+
+    args: tuple[str | bytes | int, ...]
+    parse: Callable[[Any], T]
+
+
+def function_call(name: str, key: str, *args: str | bytes | int) -> tuple[str | bytes | int, ...]:
+    """The command that calls function ``ts1_<name>``; ``key`` routes it and names the partition."""
+    return ("FCALL", f"ts1_{name}", 1, key, *args)

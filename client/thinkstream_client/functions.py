@@ -1,0 +1,93 @@
+"""Every command that thinkstream sends to Redis, as typed builders of ``Call``.
+
+Writing is done by the functions library in ``lua/``, and by nothing else. Each builder belongs to one
+partition ``p``, or to one job, whose partition ``Keys`` knows; loops over partitions are the callers'.
+"""
+
+from __future__ import annotations
+
+from .call import Call
+from .job_calls import Submitted, cancel, confirm, durable, job_cost, submit
+from .ops_calls import (
+    Backlog,
+    ClassBacklog,
+    DeadLetter,
+    Event,
+    Meta,
+    SessionInfo,
+    TenantInfo,
+    backlog,
+    dead_letters,
+    meta_claim,
+    meta_get,
+    read_events,
+    sessions,
+    tenant_set,
+    tenants,
+)
+from .read_calls import JobInfo, JobSummary, job_info, job_status, list_jobs, read_results
+from .session_calls import (
+    Claimed,
+    FinishRow,
+    StepReply,
+    StepRow,
+    Swept,
+    beat,
+    bye,
+    claim,
+    fail,
+    finish,
+    hello,
+    note,
+    reap,
+    release,
+    step,
+    sweep,
+)
+
+__all__ = [
+    "Backlog",
+    "Call",
+    "Claimed",
+    "ClassBacklog",
+    "DeadLetter",
+    "Event",
+    "FinishRow",
+    "JobInfo",
+    "JobSummary",
+    "Meta",
+    "SessionInfo",
+    "StepReply",
+    "StepRow",
+    "Submitted",
+    "Swept",
+    "TenantInfo",
+    "backlog",
+    "beat",
+    "bye",
+    "cancel",
+    "claim",
+    "confirm",
+    "dead_letters",
+    "durable",
+    "fail",
+    "finish",
+    "hello",
+    "job_cost",
+    "job_info",
+    "job_status",
+    "list_jobs",
+    "meta_claim",
+    "meta_get",
+    "note",
+    "read_events",
+    "read_results",
+    "reap",
+    "release",
+    "sessions",
+    "step",
+    "submit",
+    "sweep",
+    "tenant_set",
+    "tenants",
+]

@@ -1,0 +1,172 @@
+-- The Scheduler's call: which jobs a session gets next.
+
+local AGING = 8
+local MAX_DROPPED = 256
+local NUM_TENANTS_SEEN = 128
+
+-- Drops what stands in a queue and is no job; bounded per call, so that rubbish cannot hold the server.
+local function drop(P, call, tenant, id, reason, raw)
+  call.dropped = call.dropped + 1
+  dead_letter(P, tenant, id, reason, 0, raw)
+end
+
+local function may_start(P, call, tenant)
+  if not call.room[tenant] then
+    call.room[tenant] = room(P, tenant, call.now)
+  end
+  return call.room[tenant] > 0
+end
+
+-- Whether a job can be claimed; if not, it has been dealt with.
+local function claimable(P, call, job)
+  if job.deadline > 0 and job.deadline <= call.now then
+    seal(P, job, call.now, 'expired')
+    return false
+  end
+  if redis.call('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then
+    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the job has no payload', data = {} })
+    return false
+  end
+  if not num_tokens(P, job) then
+    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the result stream is not the job\'s', data = {} })
+    return false
+  end
+  return true
+end
+
+-- The oldest of the class's jobs that ran before.
+local function take_again(P, call, class)
+  local again = P .. 'again:' .. class
+  for _, member in ipairs(redis.call('ZRANGE', again, 0, NUM_TENANTS_SEEN - 1)) do
+    local tenant = split(member)
+    if not tenant or may_start(P, call, tenant) then
+      redis.call('ZREM', again, member)
+      local job, problem = load_job(P, member)
+      if not job then
+        drop(P, call, tenant or '', member, problem)
+      elseif job.status == 'queued' and claimable(P, call, job) then
+        return job
+      end
+    end
+  end
+  return nil
+end
+
+-- The job of a tenant's first queue entry that is one; nil when the queue holds none.
+local function first_of_queue(P, call, class, tenant)
+  local queue = P .. 'in:' .. class .. ':' .. tenant
+  while call.dropped < MAX_DROPPED do
+    local entries = redis.pcall('XRANGE', queue, '-', '+', 'COUNT', 1)
+    if entries.err then
+      drop(P, call, tenant, '', 'queue is not a stream')
+      leave(P, class, tenant)
+      return nil
+    end
+    if #entries == 0 then
+      leave(P, class, tenant)
+      return nil
+    end
+    local entry, fields = entries[1][1], entries[1][2]
+    local id = fields[1] == 'job' and fields[2] or ''
+    local job, problem
+    if string.match(id, '^[%w._-]+$') then
+      job, problem = load_job(P, tenant .. ':' .. id)
+    else
+      problem = 'not a job'
+    end
+    if job and job.entry == entry and job.status == 'queued' then
+      if claimable(P, call, job) then
+        return job
+      end
+    else
+      redis.call('XDEL', queue, entry)
+      drop(P, call, tenant, string.sub(id, 1, 128), problem or 'stale', string.sub(cmsgpack.pack(fields), 1, 4096))
+    end
+  end
+  return nil
+end
+
+-- The first job of the tenant of least virtual time that may start one.
+local function take_fair(P, call, class)
+  local ready = P .. 'ready:' .. class
+  local tenants = redis.call('ZRANGE', ready, 0, NUM_TENANTS_SEEN - 1, 'WITHSCORES')
+  for i = 1, #tenants, 2 do
+    local tenant, start = tenants[i], tonumber(tenants[i + 1])
+    local job = may_start(P, call, tenant) and first_of_queue(P, call, class, tenant)
+    if job then
+      local wfq = P .. 'wfq:' .. class
+      if start > (tonumber(redis.call('HGET', wfq, 'vmin')) or 0) then
+        redis.call('HSET', wfq, 'vmin', tenants[i + 1])
+      end
+      charge(P, class, tenant, job.cost)
+      job.charged = job.cost
+      return job
+    end
+  end
+  return nil
+end
+
+-- The next job by class: the first that has one, and each AGING-th time the last that has one.
+local function next_job(P, call)
+  local turn = (tonumber(redis.call('HGET', P .. 'wfq:0', 'turn')) or 0) + 1
+  for i = 1, #CLASSES do
+    local class = CLASSES[turn % AGING == 0 and #CLASSES + 1 - i or i]
+    local job = take_again(P, call, class) or take_fair(P, call, class)
+    if job then
+      redis.call('HSET', P .. 'wfq:0', 'turn', turn)
+      return job
+    end
+  end
+  return nil
+end
+
+-- Makes the session the job's owner and returns what the worker needs; nil if the stream is sealed.
+local function grant(P, call, job, session)
+  local key, mk, claims = P .. 'job:' .. job.member, job.mk + 1, job.claims + 1
+  local n = num_tokens(P, job)
+  local marker = redis.pcall('XADD', P .. 'out:' .. job.member, n .. '-' .. mk, 'm',
+    cmsgpack.pack({ claims, session, call.now }))
+  if type(marker) == 'table' then
+    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the result stream takes no entries', data = {} })
+    return nil
+  end
+  detach(P, job)
+  account(P, job, 'running')
+  call.room[job.tenant] = call.room[job.tenant] - 1
+  redis.call('HSET', key, 'status', 'running', 'owner', session, 'mk', mk, 'claims', claims, 'claim_n', n,
+    'claimed', call.now, 'charged', job.charged or job.cost)
+  redis.call('HSET', P .. 'own:' .. session, job.member, mk .. ':' .. job.grain)
+  redis.call('ZADD', P .. 'running', call.now, job.member)
+  event(P, 'claim', job, 'running', session)
+  return { job.tenant, job.id, mk, redis.call('HGET', key, 'payload'), n, claims, job.suspect and 1 or 0,
+    job.submitted, job.priority, job.grain, job.attempts, job.deadline }
+end
+
+-- ARGV: session, k. No nonce: the Scheduler calls it for the session.
+local function claim(keys, argv)
+  local P, session = keys[1], argv[1]
+  local call = { now = now_ms(), dropped = 0, room = {} }
+  local v = redis.call('HMGET', P .. 'session:' .. session, 'slots', 'draining')
+  local lease = tonumber(redis.call('ZSCORE', P .. 'leases', session))
+  if not v[1] or not lease or lease < call.now then
+    return { 'FENCED' }
+  end
+  local rows = { 'OK', call.now }
+  if v[2] == '1' then
+    return rows
+  end
+  local k = math.min(tonumber(argv[2]), tonumber(v[1]) - redis.call('HLEN', P .. 'own:' .. session))
+  while #rows - 2 < k do
+    local job = next_job(P, call)
+    if not job then
+      break
+    end
+    local row = grant(P, call, job, session)
+    if row then
+      table.insert(rows, row)
+    end
+  end
+  return rows
+end
+
+redis.register_function { function_name = 'ts1_claim', callback = claim, flags = { 'allow-oom' } }

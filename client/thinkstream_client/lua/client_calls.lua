@@ -1,0 +1,102 @@
+-- What clients call: submit, cancel, confirm, list.
+
+local FULL_RETRY_MS = 1000
+
+local function cap_reached(P, tenant, bytes)
+  local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
+  local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
+  local max_jobs, max_bytes = tonumber(caps[1]) or 0, tonumber(caps[2]) or 0
+  if max_jobs > 0 and (tonumber(used[1]) or 0) + 1 > max_jobs then
+    return 'jobs'
+  end
+  if max_bytes > 0 and (tonumber(used[2]) or 0) + bytes > max_bytes then
+    return 'bytes'
+  end
+  return nil
+end
+
+-- ARGV: tenant, id, digest, payload, grain, cost, priority, deadline_ms or '', ttl_ms, tags...
+local function submit(keys, argv)
+  local P, tenant, id, digest, payload = keys[1], argv[1], argv[2], argv[3], argv[4]
+  local priority, deadline_ms = argv[7], tonumber(argv[8])
+  local member = tenant .. ':' .. id
+  local key = P .. 'job:' .. member
+  local known = redis.call('HMGET', key, 'digest', 'status')
+  if known[1] then
+    return known[1] == digest and { 'EXISTS', known[2] } or { 'CONFLICT' }
+  end
+  if deadline_ms and deadline_ms <= 0 then
+    return { 'DEADLINE' }
+  end
+  local cap = cap_reached(P, tenant, #payload)
+  if cap then
+    return { 'FULL', cap, FULL_RETRY_MS }
+  end
+  local now = now_ms()
+  local job = { tenant = tenant, id = id, member = member, bytes = #payload }
+  local tags = table.concat(argv, ':', 10)
+  -- A stream without a hash is of a former life; its length would be taken for tokens of this one.
+  redis.call('DEL', key, P .. 'out:' .. member)
+  local entry = redis.call('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', argv[6])
+  redis.call('HSET', key, 'status', 'queued', 'digest', digest, 'payload', payload, 'grain', argv[5],
+    'cost', argv[6], 'entry', entry, 'mk', 0, 'attempts', 0, 'claims', 0, 'suspect', '0', 'priority', priority,
+    'submitted', now, 'ttl', argv[9], 'bytes', #payload, 'tags', tags)
+  if deadline_ms then
+    redis.call('HSET', key, 'deadline', now + deadline_ms)
+    redis.call('ZADD', P .. 'due', now + deadline_ms, 'deadline:' .. member)
+  end
+  enter(P, priority, tenant)
+  account(P, job, 'queued')
+  redis.call('ZADD', P .. 'jobs:' .. tenant, now, id)
+  for i = 10, #argv do
+    redis.call('ZADD', P .. 'tag:' .. tenant .. ':' .. argv[i], now, id)
+  end
+  event(P, 'submit', job, 'queued')
+  return { 'OK', 'queued' }
+end
+
+-- ARGV: tenant, id
+local function cancel(keys, argv)
+  local P = keys[1]
+  local job, problem = load_job(P, argv[1] .. ':' .. argv[2])
+  if not job then
+    return { problem == 'missing' and 'MISSING' or 'BROKEN' }
+  end
+  if not TERMINAL[job.status] then
+    seal(P, job, now_ms(), 'cancelled')
+  end
+  return { 'OK', job.status }
+end
+
+-- ARGV: tenant, id
+local function confirm(keys, argv)
+  local key = keys[1] .. 'job:' .. argv[1] .. ':' .. argv[2]
+  if redis.call('EXISTS', key) == 0 then
+    return { 'MISSING' }
+  end
+  redis.call('HSET', key, 'confirmed', now_ms())
+  return { 'OK' }
+end
+
+-- ARGV: tenant, tag or '', limit. Newest first.
+local function list_jobs(keys, argv)
+  local P, tenant, tag = keys[1], argv[1], argv[2]
+  local index = P .. 'jobs:' .. tenant
+  if tag ~= '' then
+    index = P .. 'tag:' .. tenant .. ':' .. tag
+  end
+  local rows = {}
+  for _, id in ipairs(redis.call('ZREVRANGE', index, 0, argv[3] - 1)) do
+    local v = redis.call('HMGET', P .. 'job:' .. tenant .. ':' .. id, 'status', 'priority', 'submitted', 'finished',
+      'n', 'reason', 'tags')
+    if v[1] then
+      table.insert(rows, { id, v[1], v[2], v[3], v[4] or '', v[5] or '', v[6] or '', v[7] or '' })
+    end
+  end
+  return rows
+end
+
+redis.register_function('ts1_submit', submit)
+redis.register_function { function_name = 'ts1_cancel', callback = cancel, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_confirm', callback = confirm, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_list', callback = list_jobs, flags = { 'no-writes' } }

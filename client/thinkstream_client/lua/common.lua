@@ -1,0 +1,100 @@
+-- What every function shares: time, keys, the job's hash, counters, events.
+--
+-- P is the prefix of the partition's keys (KEYS[1]). A member is "<tenant>:<job id>", the name under which
+-- sets and sorted sets know a job; neither part may hold a colon.
+
+local SEAL_ID = '18446744073709551615-18446744073709551615'
+local DAY_MS = 86400000
+local CLASSES = { 0, 1, 2 }
+local MAX_EVENTS = 10000
+local MAX_DEAD = 1000
+local WIRE_VERSION = 1
+
+local TERMINAL = { done = true, cancelled = true, expired = true, failed = true }
+-- Which of a tenant's counters a job is in.
+local COUNTED_AS = { queued = 'queued', waiting = 'queued', running = 'running' }
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function split(member)
+  return string.match(member, '^([^:]+):([^:]+)$')
+end
+
+-- Adds to a counter and removes it at zero, so that a tenant who left leaves nothing behind.
+local function count(P, tenant, what, by)
+  local field = tenant .. ':' .. what
+  if redis.call('HINCRBY', P .. 'usage', field, by) <= 0 then
+    redis.call('HDEL', P .. 'usage', field)
+  end
+end
+
+local function event(P, kind, job, status, session)
+  redis.call('XADD', P .. 'events', 'MAXLEN', '~', MAX_EVENTS, '*', 'kind', kind,
+    'tenant', job.tenant, 'job', job.id, 'status', status, 'session', session or '')
+end
+
+-- The job's hash as a table, or nil and why: 'missing' or 'broken'.
+local function load_job(P, member)
+  local tenant, id = split(member)
+  if not tenant then
+    return nil, 'broken'
+  end
+  local v = redis.pcall('HMGET', P .. 'job:' .. member, 'status', 'grain', 'cost', 'entry', 'mk', 'attempts',
+    'owner', 'deadline', 'priority', 'suspect', 'claim_n', 'claims', 'submitted', 'ttl', 'bytes', 'tags', 'charged')
+  if v.err then
+    return nil, 'broken'
+  end
+  if not v[1] then
+    return nil, 'missing'
+  end
+  local job = {
+    tenant = tenant, id = id, member = member, status = v[1], grain = tonumber(v[2]), cost = tonumber(v[3]),
+    entry = v[4], mk = tonumber(v[5]), attempts = tonumber(v[6]) or 0, owner = v[7],
+    deadline = tonumber(v[8]) or 0, priority = tonumber(v[9]), suspect = v[10] == '1',
+    claim_n = tonumber(v[11]) or 0, claims = tonumber(v[12]) or 0, submitted = tonumber(v[13]),
+    ttl = tonumber(v[14]), bytes = tonumber(v[15]) or 0, tags = v[16] or '', charged = tonumber(v[17]),
+  }
+  if not (job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl) then
+    return nil, 'broken'
+  end
+  return job
+end
+
+-- Tokens published so far: every entry that is no marker holds a grain. Nil if the stream is not ours.
+local function num_tokens(P, job)
+  local length = redis.pcall('XLEN', P .. 'out:' .. job.member)
+  if type(length) ~= 'number' or length < job.mk then
+    return nil
+  end
+  return (length - job.mk) * job.grain
+end
+
+-- Moves the job from the counter of its status to that of the next one.
+local function account(P, job, status)
+  local from, to = COUNTED_AS[job.status], COUNTED_AS[status]
+  if from ~= to then
+    if from then count(P, job.tenant, from, -1) end
+    if to then count(P, job.tenant, to, 1) end
+    if from == 'queued' then count(P, job.tenant, 'bytes', -job.bytes) end
+    if to == 'queued' then count(P, job.tenant, 'bytes', job.bytes) end
+  end
+  job.status = status
+end
+
+local function dead_letter(P, tenant, id, reason, attempts, payload, failure)
+  redis.call('XADD', P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', 'tenant', tenant, 'job', id, 'reason', reason,
+    'attempts', attempts, 'payload', payload or '', 'error', failure or '')
+  redis.call('HINCRBY', P .. 'wfq:0', 'dead', 1)
+end
+
+-- The session's lease length, or nil if the caller is not that session (any more).
+local function check_nonce(P, session, nonce)
+  local v = redis.call('HMGET', P .. 'session:' .. session, 'nonce', 'lease_ms')
+  if v[1] and v[1] == nonce then
+    return tonumber(v[2])
+  end
+  return nil
+end

@@ -1,0 +1,76 @@
+-- Weighted fair queueing over tenants, by start time: each class has a sorted set of the tenants with a
+-- backlog by virtual time, and a hash with the virtual time of the job served last (vmin) and that of
+-- tenants without backlog (vt:<tenant>).
+
+local NUM_BURST_S = 10
+
+local function virtual_time(P, class, tenant)
+  local v = redis.call('HMGET', P .. 'wfq:' .. class, 'vmin', 'vt:' .. tenant)
+  return math.max(tonumber(v[1]) or 0, tonumber(v[2]) or 0)
+end
+
+-- Puts a tenant among those with a backlog; a newcomer may not be served for the time it was away.
+local function enter(P, class, tenant)
+  local ready = P .. 'ready:' .. class
+  if not redis.call('ZSCORE', ready, tenant) then
+    redis.call('ZADD', ready, virtual_time(P, class, tenant), tenant)
+    redis.call('HDEL', P .. 'wfq:' .. class, 'vt:' .. tenant)
+  end
+end
+
+local function leave(P, class, tenant)
+  local score = redis.call('ZSCORE', P .. 'ready:' .. class, tenant)
+  if score then
+    redis.call('ZREM', P .. 'ready:' .. class, tenant)
+    redis.call('HSET', P .. 'wfq:' .. class, 'vt:' .. tenant, score)
+  end
+  redis.call('DEL', P .. 'in:' .. class .. ':' .. tenant)
+end
+
+-- Takes an entry out of a tenant's queue; an empty stream would stay, so it is deleted.
+local function dequeue(P, class, tenant, entry)
+  local queue = P .. 'in:' .. class .. ':' .. tenant
+  redis.call('XDEL', queue, entry)
+  if redis.call('XLEN', queue) == 0 then
+    leave(P, class, tenant)
+  end
+end
+
+-- Moves a tenant's virtual time by what a job cost, or cost more or less than was charged.
+local function charge(P, class, tenant, cost)
+  local v = redis.call('HMGET', P .. 'tenants', tenant .. ':weight', tenant .. ':rate')
+  local amount = cost / (tonumber(v[1]) or 1)
+  if redis.call('ZSCORE', P .. 'ready:' .. class, tenant) then
+    redis.call('ZINCRBY', P .. 'ready:' .. class, amount, tenant)
+  else
+    redis.call('HINCRBYFLOAT', P .. 'wfq:' .. class, 'vt:' .. tenant, string.format('%.6f', amount))
+  end
+  if v[2] then
+    redis.call('HINCRBYFLOAT', P .. 'usage', tenant .. ':level', string.format('%.6f', -cost))
+  end
+end
+
+-- What a tenant may still start: a count of jobs, zero where its rate of tokens is used up.
+--
+-- The rate is a bucket that may go into debt: a job is charged when claimed and corrected when it ends.
+local function room(P, tenant, now)
+  local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':running', tenant .. ':rate')
+  local max_running, rate = tonumber(caps[1]) or 0, tonumber(caps[2]) or 0
+  if rate > 0 then
+    local usage = P .. 'usage'
+    local v = redis.call('HMGET', usage, tenant .. ':level', tenant .. ':level_ms')
+    local full = rate * NUM_BURST_S
+    local level = full
+    if v[2] then
+      level = math.min(full, (tonumber(v[1]) or 0) + rate * math.max(0, now - tonumber(v[2])) / 1000)
+    end
+    redis.call('HSET', usage, tenant .. ':level', string.format('%.6f', level), tenant .. ':level_ms', now)
+    if level <= 0 then
+      return 0
+    end
+  end
+  if max_running <= 0 then
+    return math.huge
+  end
+  return max_running - (tonumber(redis.call('HGET', P .. 'usage', tenant .. ':running')) or 0)
+end

@@ -1,0 +1,197 @@
+-- What keeps the queue whole: reap, sweep, the tenants' settings, the namespace's identity, the library's own.
+
+local MAX_SESSIONS = 16
+local MAX_DUE = 256
+local MAX_CHECKED = 32
+
+-- Counts the death against the job if the session was stepping it alone; see "Poison" of the protocol.
+local function judge(job, alone)
+  if alone == job.member then
+    job.attempts, job.suspect = job.attempts + 1, true
+  elseif alone == '' then
+    job.suspect = true
+  end
+end
+
+-- Takes every job of a dead session; returns how many are in line again.
+local function reap_session(P, session, now)
+  local alone = redis.call('HGET', P .. 'session:' .. session, 'alone') or ''
+  local requeued = 0
+  for _, member in ipairs(redis.call('HKEYS', P .. 'own:' .. session)) do
+    local job = load_job(P, member)
+    if job and job.owner == session and job.status == 'running' then
+      if not clear_by_progress(P, job) then
+        judge(job, alone)
+      end
+      if job.attempts >= MAX_ATTEMPTS then
+        redis.call('HSET', P .. 'job:' .. member, 'attempts', job.attempts)
+        bury(P, job, now, { code = 'WorkerDied', message = 'its worker died each time it was tried',
+          data = { attempts = job.attempts } })
+      else
+        requeue(P, job, 'reap')
+        requeued = requeued + 1
+      end
+    end
+  end
+  end_session(P, session)
+  event(P, 'gone', { tenant = '', id = '' }, '', session)
+  return requeued
+end
+
+-- ARGV: session or '' (then those whose lease is over)
+local function reap(keys, argv)
+  local P, now = keys[1], now_ms()
+  local sessions = { argv[1] }
+  if argv[1] == '' then
+    sessions = redis.call('ZRANGE', P .. 'leases', '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_SESSIONS)
+  end
+  local requeued = 0
+  for _, session in ipairs(sessions) do
+    if redis.call('ZSCORE', P .. 'leases', session) or redis.call('EXISTS', P .. 'own:' .. session) == 1 then
+      requeued = requeued + reap_session(P, session, now)
+    end
+  end
+  return requeued
+end
+
+-- Removes a job whose hash is gone from the lists of its tenant.
+local function forget(P, name)
+  local tenant, id, tags = string.match(name, '^([^:]+):([^:]+):(.*)$')
+  if not tenant or redis.call('EXISTS', P .. 'job:' .. tenant .. ':' .. id) == 1 then
+    return
+  end
+  redis.call('ZREM', P .. 'jobs:' .. tenant, id)
+  for tag in string.gmatch(tags, '[^:]+') do
+    redis.call('ZREM', P .. 'tag:' .. tenant .. ':' .. tag, id)
+  end
+end
+
+local function do_due(P, now, done)
+  local due = P .. 'due'
+  for _, item in ipairs(redis.call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_DUE)) do
+    redis.call('ZREM', due, item)
+    local kind, name = string.match(item, '^(%a+):(.*)$')
+    if kind == 'retry' then
+      redis.call('HINCRBY', P .. 'wfq:0', 'retrying', -1)
+    end
+    local job = (kind == 'retry' or kind == 'deadline') and load_job(P, name)
+    if kind == 'forget' then
+      forget(P, name)
+    elseif kind == 'retry' and job and job.status == 'waiting' then
+      requeue(P, job, 'retry')
+      done.retried = done.retried + 1
+    elseif kind == 'deadline' and job and not TERMINAL[job.status] then
+      seal(P, job, now, 'expired')
+      done.expired = done.expired + 1
+    end
+  end
+end
+
+-- Looks at the running jobs that were looked at longest ago: each must have a living owner that knows it.
+local function repair(P, now, done)
+  local running = P .. 'running'
+  for _, member in ipairs(redis.call('ZRANGE', running, 0, MAX_CHECKED - 1)) do
+    local job = load_job(P, member)
+    if not job or job.status ~= 'running' then
+      redis.call('ZREM', running, member)
+    elseif job.owner and redis.call('ZSCORE', P .. 'leases', job.owner)
+      and redis.call('HEXISTS', P .. 'own:' .. job.owner, member) == 1 then
+      redis.call('ZADD', running, now, member)
+    else
+      clear_by_progress(P, job)
+      requeue(P, job, 'repair')
+      done.repaired = done.repaired + 1
+    end
+  end
+end
+
+-- Forgets the virtual time of tenants that would enter at vmin anyway.
+local function tidy_virtual_times(P)
+  for _, class in ipairs(CLASSES) do
+    local wfq = P .. 'wfq:' .. class
+    local v = redis.call('HMGET', wfq, 'vmin', 'cursor')
+    local page = redis.call('HSCAN', wfq, v[2] or '0', 'MATCH', 'vt:*', 'COUNT', 64)
+    for i = 1, #page[2], 2 do
+      if tonumber(page[2][i + 1]) <= (tonumber(v[1]) or 0) then
+        redis.call('HDEL', wfq, page[2][i])
+      end
+    end
+    if page[1] ~= '0' then
+      redis.call('HSET', wfq, 'cursor', page[1])
+    else
+      redis.call('HDEL', wfq, 'cursor')
+    end
+  end
+end
+
+local function sweep(keys)
+  local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0 }
+  do_due(P, now, done)
+  repair(P, now, done)
+  tidy_virtual_times(P)
+  return { done.retried, done.expired, done.repaired }
+end
+
+-- ARGV: tenant, then name, value...; '' removes a setting
+local function tenant_set(keys, argv)
+  local key = keys[1] .. 'tenants'
+  for i = 2, #argv, 2 do
+    local field = argv[1] .. ':' .. argv[i]
+    if argv[i + 1] == '' then
+      redis.call('HDEL', key, field)
+    else
+      redis.call('HSET', key, field, argv[i + 1])
+    end
+  end
+  return { 'OK' }
+end
+
+-- KEYS[1] is the namespace's meta key. ARGV: name, value... Sets what is missing, returns all.
+local function meta(keys, argv)
+  for i = 1, #argv, 2 do
+    redis.call('HSETNX', keys[1], argv[i], argv[i + 1])
+  end
+  return redis.call('HGETALL', keys[1])
+end
+
+-- What waits and runs: enough for a status page and the scheduler's policy.
+local function backlog(keys)
+  local P = keys[1]
+  local rows = {}
+  for _, class in ipairs(CLASSES) do
+    rows[#rows + 1] = { class, '', redis.call('ZCARD', P .. 'again:' .. class) }
+    for _, tenant in ipairs(redis.call('ZRANGE', P .. 'ready:' .. class, 0, 999)) do
+      local length = redis.pcall('XLEN', P .. 'in:' .. class .. ':' .. tenant)
+      rows[#rows + 1] = { class, tenant, type(length) == 'number' and length or 0 }
+    end
+  end
+  local v = redis.call('HMGET', P .. 'wfq:0', 'retrying', 'dead')
+  return { rows, redis.call('ZCARD', P .. 'running'), tonumber(v[1]) or 0, tonumber(v[2]) or 0 }
+end
+
+local function sessions(keys)
+  local P, now, rows = keys[1], now_ms(), {}
+  local leases = redis.call('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES')
+  for i = 1, #leases, 2 do
+    rows[#rows + 1] = { leases[i], leases[i + 1] - now, redis.call('HLEN', P .. 'own:' .. leases[i]),
+      redis.call('HGETALL', P .. 'session:' .. leases[i]) }
+  end
+  return rows
+end
+
+local function tenants(keys)
+  return { redis.call('HGETALL', keys[1] .. 'tenants'), redis.call('HGETALL', keys[1] .. 'usage') }
+end
+
+local function build()
+  return { BUILD, DIGEST }
+end
+
+redis.register_function { function_name = 'ts1_reap', callback = reap, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_sweep', callback = sweep, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_tenant_set', callback = tenant_set, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_meta', callback = meta, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_backlog', callback = backlog, flags = { 'no-writes' } }
+redis.register_function { function_name = 'ts1_sessions', callback = sessions, flags = { 'no-writes' } }
+redis.register_function { function_name = 'ts1_tenants', callback = tenants, flags = { 'no-writes' } }
+redis.register_function { function_name = 'ts1_build', callback = build, flags = { 'no-writes' } }

@@ -1,0 +1,243 @@
+-- What a session calls for itself: hello, beat, step, finish, fail, release, note, bye.
+
+local OK, CAS, GONE = 1, -1, -2
+local MAX_ATTEMPTS = 3
+local BACKOFF_MS, MAX_BACKOFF_MS = 1000, 60000
+local FENCED = { 'FENCED' }
+
+-- ARGV: session, nonce, replica, slots, lease_ms, info (name, value)...
+local function hello(keys, argv)
+  local P, session, nonce = keys[1], argv[1], argv[2]
+  local key = P .. 'session:' .. session
+  local known = redis.call('HGET', key, 'nonce')
+  if known and known ~= nonce then
+    return FENCED
+  end
+  local now = now_ms()
+  redis.call('HSET', key, 'nonce', nonce, 'replica', argv[3], 'slots', argv[4], 'lease_ms', argv[5],
+    'draining', '0', 'alone', '', 'since', now)
+  for i = 6, #argv, 2 do
+    redis.call('HSET', key, 'info:' .. argv[i], argv[i + 1])
+  end
+  redis.call('ZADD', P .. 'leases', now + argv[5], session)
+  event(P, 'hello', { tenant = '', id = '' }, '', session)
+  return { 'OK' }
+end
+
+-- ARGV: session, nonce, draining 0|1, member stepped alone or ''
+local function beat(keys, argv)
+  local P, session = keys[1], argv[1]
+  local lease_ms = check_nonce(P, session, argv[2])
+  if not lease_ms then
+    return FENCED
+  end
+  redis.call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
+  redis.call('HSET', P .. 'session:' .. session, 'draining', argv[3], 'alone', argv[4])
+  return { 'OK', redis.call('HGETALL', P .. 'own:' .. session) }
+end
+
+-- What the session owns of the members at argv[first], argv[first + stride], ...: "<mk>:<grain>" or false.
+local function owned(P, session, argv, first, stride)
+  local found, from = {}, first
+  while from <= #argv do
+    -- Lua's stack takes some thousand values at once.
+    local members = {}
+    while from <= #argv and #members < 1000 do
+      members[#members + 1] = argv[from]
+      from = from + stride
+    end
+    for _, value in ipairs(redis.call('HMGET', P .. 'own:' .. session, unpack(members))) do
+      found[#found + 1] = value
+    end
+  end
+  return found
+end
+
+-- ARGV: session, nonce, then per job: member, expected length, entry
+--
+-- The hot path: one look at the session, one at its jobs, then XLEN and XADD per job.
+local function step(keys, argv)
+  local P, session, call, match = keys[1], argv[1], redis.call, string.match
+  local lease_ms = check_nonce(P, session, argv[2])
+  if not lease_ms then
+    return FENCED
+  end
+  local out, held, codes, ids = P .. 'out:', owned(P, session, argv, 3, 3), {}, {}
+  for row = 1, #held do
+    local at = row * 3
+    if not held[row] then
+      codes[row] = GONE
+    else
+      local length = call('XLEN', out .. argv[at])
+      if length ~= tonumber(argv[at + 1]) then
+        codes[row] = CAS
+      else
+        local mk, grain = match(held[row], '^(%d+):(%d+)$')
+        ids[row] = (length - mk + 1) * grain .. '-0'
+      end
+    end
+  end
+  call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
+  for row = 1, #held do
+    if not codes[row] then
+      local at = row * 3
+      local added = redis.pcall('XADD', out .. argv[at], 'NOMKSTREAM', ids[row], 't', argv[at + 2])
+      codes[row] = type(added) == 'string' and OK or GONE
+    end
+  end
+  return codes
+end
+
+-- Whether a last entry and the number of tokens fit what the stream holds.
+local function adds_up(base, grain, last_entry, n)
+  if last_entry == '' then
+    return n == base
+  end
+  return n > base and n <= base + grain
+end
+
+-- ARGV: session, nonce, then per job: member, expected length, last entry or '', terminal, reason, n, cost
+local function finish(keys, argv)
+  local P, session = keys[1], argv[1]
+  if not check_nonce(P, session, argv[2]) then
+    return FENCED
+  end
+  local codes, held = {}, owned(P, session, argv, 3, 7)
+  for row = 1, #held do
+    local at = row * 7 - 4
+    if not held[row] then
+      codes[row] = GONE
+    elseif redis.call('XLEN', P .. 'out:' .. argv[at]) ~= tonumber(argv[at + 1]) then
+      codes[row] = CAS
+    else
+      local mk, grain = string.match(held[row], '^(%d+):(%d+)$')
+      local base = (argv[at + 1] - mk) * grain
+      if not adds_up(base, tonumber(grain), argv[at + 2], tonumber(argv[at + 5])) then
+        return { 'INVALID', row, base }
+      end
+    end
+  end
+  local now = now_ms()
+  for row = 1, #held do
+    local at = row * 7 - 4
+    local job = not codes[row] and load_job(P, argv[at])
+    if job then
+      local out, reason, n, cost = P .. 'out:' .. job.member, argv[at + 4], argv[at + 5], tonumber(argv[at + 6])
+      if argv[at + 2] ~= '' then
+        redis.pcall('XADD', out, 'NOMKSTREAM', n .. '-0', 't', argv[at + 2])
+      end
+      redis.pcall('XADD', out, 'NOMKSTREAM', SEAL_ID, 'f', argv[at + 3])
+      charge(P, job.priority, job.tenant, cost - (job.charged or job.cost))
+      local failure
+      if reason == 'failed' then
+        local fine, terminal = pcall(cmsgpack.unpack, argv[at + 3])
+        failure = fine and type(terminal) == 'table' and terminal.error and cmsgpack.pack(terminal.error)
+      end
+      conclude(P, job, now, reason, n, failure)
+      codes[row] = OK
+    elseif not codes[row] then
+      codes[row] = GONE
+    end
+  end
+  return codes
+end
+
+-- ARGV: session, nonce, member, failure (msgpack), retry 0|1
+local function fail(keys, argv)
+  local P, session = keys[1], argv[1]
+  if not check_nonce(P, session, argv[2]) then
+    return FENCED
+  end
+  local job = load_job(P, argv[3])
+  if not job or job.owner ~= session then
+    return { GONE }
+  end
+  local fine, failure = pcall(cmsgpack.unpack, argv[4])
+  if not fine or type(failure) ~= 'table' then
+    failure = { code = 'JobFailed', message = '', data = {} }
+  end
+  local now = now_ms()
+  clear_by_progress(P, job)
+  job.attempts = job.attempts + 1
+  if argv[5] ~= '1' or job.attempts >= MAX_ATTEMPTS then
+    redis.call('HSET', P .. 'job:' .. job.member, 'attempts', job.attempts)
+    bury(P, job, now, failure)
+    return { OK }
+  end
+  local backoff = math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ^ (job.attempts - 1))
+  -- Half of the wait is spread, by the clock's microseconds, so that jobs that failed together part.
+  backoff = math.floor(backoff / 2 + backoff / 2 * (tonumber(redis.call('TIME')[2]) % 1000) / 1000)
+  detach(P, job)
+  account(P, job, 'waiting')
+  redis.call('HSET', P .. 'job:' .. job.member, 'status', 'waiting', 'attempts', job.attempts, 'error', argv[4])
+  redis.call('ZADD', P .. 'due', now + backoff, 'retry:' .. job.member)
+  redis.call('HINCRBY', P .. 'wfq:0', 'retrying', 1)
+  event(P, 'retry', job, 'waiting', session)
+  return { OK }
+end
+
+-- Puts every named job that the session owns into line again; returns how many.
+local function give_back(P, session, members, kind)
+  local released = 0
+  for _, member in ipairs(members) do
+    local job = load_job(P, member)
+    if job and job.owner == session and job.status == 'running' then
+      clear_by_progress(P, job)
+      requeue(P, job, kind)
+      released = released + 1
+    end
+  end
+  return released
+end
+
+-- ARGV: session, nonce, member...
+local function release(keys, argv)
+  if not check_nonce(keys[1], argv[1], argv[2]) then
+    return FENCED
+  end
+  local members = {}
+  for i = 3, #argv do
+    members[#members + 1] = argv[i]
+  end
+  return { 'OK', give_back(keys[1], argv[1], members, 'release') }
+end
+
+-- ARGV: session, nonce, member, note
+local function note(keys, argv)
+  local P = keys[1]
+  if not check_nonce(P, argv[1], argv[2]) then
+    return FENCED
+  end
+  local key = P .. 'job:' .. argv[3]
+  if redis.call('HGET', key, 'owner') ~= argv[1] then
+    return { GONE }
+  end
+  redis.call('HSET', key, 'note', argv[4])
+  return { OK }
+end
+
+local function end_session(P, session)
+  redis.call('DEL', P .. 'session:' .. session, P .. 'own:' .. session)
+  redis.call('ZREM', P .. 'leases', session)
+end
+
+-- ARGV: session, nonce
+local function bye(keys, argv)
+  local P, session = keys[1], argv[1]
+  if not check_nonce(P, session, argv[2]) then
+    return FENCED
+  end
+  give_back(P, session, redis.call('HKEYS', P .. 'own:' .. session), 'release')
+  end_session(P, session)
+  event(P, 'bye', { tenant = '', id = '' }, '', session)
+  return { 'OK' }
+end
+
+redis.register_function { function_name = 'ts1_hello', callback = hello, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_beat', callback = beat, flags = { 'allow-oom' } }
+redis.register_function('ts1_step', step)
+redis.register_function { function_name = 'ts1_finish', callback = finish, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_fail', callback = fail, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_release', callback = release, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_note', callback = note, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'ts1_bye', callback = bye, flags = { 'allow-oom' } }
