@@ -28,7 +28,7 @@ def model_digest(path: str | Path) -> str:
         WeightsError: Weights are missing or broken.
     """
     folder = Path(path)
-    digest = _of_config(ThinkerConfig.from_json(folder))
+    digest = hashlib.sha256(_as_bytes(ThinkerConfig.from_json(folder)))
     tensors = [copy.stored for copy in text_tensors(find_tensors(folder))]
     step = max(1, len(tensors) // _NUM_SAMPLED_TENSORS)
     for number, stored in enumerate(tensors):
@@ -41,7 +41,7 @@ def model_digest(path: str | Path) -> str:
 
 def random_model_digest(config: ThinkerConfig, seed: int) -> str:
     """The same for a model of random weights: SHA-256 in hex over its config and seed."""
-    digest = _of_config(config)
+    digest = hashlib.sha256(_as_bytes(config))
     digest.update(f"random weights, seed {seed}".encode())
     return digest.hexdigest()
 
@@ -58,5 +58,5 @@ def tokenizer_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _of_config(config: ThinkerConfig) -> hashlib._Hash:
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+def _as_bytes(config: ThinkerConfig) -> bytes:
+    return json.dumps(asdict(config), sort_keys=True).encode()

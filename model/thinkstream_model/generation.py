@@ -46,15 +46,15 @@ class GenerationDefaults:
         Raises:
             ConfigError: The file is broken, or a value is outside its range.
         """
-        fields = _Fields(Path(path) / _FILE)
-        temperature = fields.number("temperature", cls.temperature, 0.0, 100.0)
+        released, fields = cls(), _Fields(Path(path) / _FILE)
+        temperature = fields.number("temperature", released.temperature, 0.0, 100.0)
         return cls(
             temperature=0.0 if fields.values.get("do_sample") is False else temperature,
-            top_p=fields.number("top_p", cls.top_p, 1e-9, 1.0),
-            top_k=fields.integer("top_k", cls.top_k, 0),
-            min_p=fields.number("min_p", cls.min_p, 0.0, 1.0),
-            repetition_penalty=fields.number("repetition_penalty", cls.repetition_penalty, 1e-9, 10.0),
-            max_tokens=fields.integer("max_new_tokens", cls.max_tokens, 1),
+            top_p=fields.number("top_p", released.top_p, 1e-9, 1.0),
+            top_k=fields.integer("top_k", released.top_k, 0),
+            min_p=fields.number("min_p", released.min_p, 0.0, 1.0),
+            repetition_penalty=fields.number("repetition_penalty", released.repetition_penalty, 1e-9, 10.0),
+            max_tokens=fields.integer("max_new_tokens", released.max_tokens, 1),
             eos_token_ids=tuple(sorted({*eos_token_ids, *fields.ids("eos_token_id")})),
         )
 
