@@ -123,7 +123,7 @@ class ThinkerWeights:
 
     def _of_layer(self, layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
         config, attention, mlp = self.config, layer.attention, layer.mlp
-        q_KD, k_KD, v_KD = attention.qkv_QD.split([config.q_size, config.kv_size, config.kv_size])
+        q_KD, k_KD, v_KD = torch.split(attention.qkv_QD, [config.q_size, config.kv_size, config.kv_size])
         yield "input_layernorm.weight", layer.input_norm_D
         yield "self_attn.q_proj.weight", q_KD
         yield "self_attn.k_proj.weight", k_KD

@@ -33,22 +33,30 @@ def philox_4x32(
     Returns:
         Four random words per counter.
     """
-    shape = torch.broadcast_shapes(*(word.shape for word in (*counters, *keys)))
-    device, dims = counters[0].device, (1,) * len(shape)
     # Both multiplications of a round go in one tensor: `even` holds words 0 and 2, `odd` words 1 and 3.
-    even = torch.stack([counters[0].expand(shape), counters[2].expand(shape)])
-    odd = torch.stack([counters[1].expand(shape), counters[3].expand(shape)])
-    key = torch.stack(torch.broadcast_tensors(*keys))
-    multipliers = torch.tensor(_MULTIPLIERS, device=device).view(2, *dims)
-    key_steps = torch.tensor(_KEY_STEPS, device=device).view(2, *(1,) * (key.dim() - 1))
+    even = _pair(counters[0], counters[2])
+    odd = _pair(counters[1], counters[3])
+    key = _pair(*keys)
+    multipliers = _pair(*(torch.tensor(word, device=even.device) for word in _MULTIPLIERS))
+    key_steps = _pair(*(torch.tensor(word, device=even.device) for word in _KEY_STEPS))
+    dims = max(even.dim(), odd.dim(), key.dim())
+    even, odd, key, multipliers, key_steps = (
+        pair.view(2, *(1,) * (dims - pair.dim()), *pair.shape[1:])
+        for pair in (even, odd, key, multipliers, key_steps)
+    )
     for _ in range(_NUM_ROUNDS):
         # The product wraps in 64 bits, signed; shift and mask still give its high word.
         product = even * multipliers
         high, low = (product >> 32) & _MASK, product & _MASK
-        even = high.flip(0).bitwise_xor_(odd).bitwise_xor_(key)
+        even = high.flip(0) ^ odd ^ key
         odd = low.flip(0)
         key = (key + key_steps) & _MASK
     return even[0], odd[0], even[1], odd[1]
+
+
+def _pair(first: Tensor, second: Tensor) -> Tensor:
+    shape = (first + second).shape
+    return torch.stack([first.expand(shape), second.expand(shape)])
 
 
 def random_words(seed_B: Tensor, index_B: Tensor, num_ids: int) -> Tensor:

@@ -23,9 +23,8 @@ class Rotation(NamedTuple):
 
     def at(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
         """Take the rows of these positions, in the activations' dtype and broadcast over heads."""
-        return Rotation(
-            self.cos_PC[positions_T].to(dtype).unsqueeze(1), self.sin_PC[positions_T].to(dtype).unsqueeze(1)
-        )
+        cos_TC, sin_TC = (table_PC.index_select(0, positions_T).to(dtype) for table_PC in self)
+        return Rotation(cos_TC.unsqueeze(1), sin_TC.unsqueeze(1))
 
 
 def rotary_table(num_positions: int, head_dim: int, theta: float, device: torch.device) -> Rotation:

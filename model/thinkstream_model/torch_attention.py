@@ -5,7 +5,7 @@ blocks of 64 counted from the sequence's start, with a running softmax over the 
 make a row are the same whoever shares its step. Keys behind a row's own position weigh exactly zero.
 
 T tokens, N tiles (most key blocks first), Q tokens per tile, R rows per tile, J key heads, G query heads
-per key head, C width of a head, H query heads, S keys of a block.
+per key head, C width of a head, H query heads, S keys of a block, X rows of a layer's cache.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ KEY_BLOCK = 64
 
 
 class _KeyBlock(NamedTuple):
-    """One block of keys, of the tiles that reach it: those before ``num_tiles``."""
+    """One block of keys, for the tiles that reach it, which come first; a tile stands for J in a row."""
 
-    num_tiles: int
-    rows_NJS: Tensor  #: rows of a layer's cache seen as [tokens * J, C]
+    rows_NS: Tensor  #: rows of a layer's cache seen as [X, C]
     hidden_NRS: Tensor | None  #: keys that a row must not see; None where all see all
 
 
@@ -59,46 +58,45 @@ class PagedAttention:
         num_q, num_kv, width = config.num_heads, config.num_kv_heads, config.head_dim
         heads_THC = qkv_TQ.view(-1, num_q + 2 * num_kv, width)
         weight_HC = torch.cat((q_norm_C.expand(num_q, -1), k_norm_C.expand(num_kv, -1)))
-        normed_THC = rms_norm(heads_THC[:, : num_q + num_kv], weight_HC, config.rms_norm_eps)
-        q_THC, k_TJC = rotate(normed_THC, self._rotation).split([num_q, num_kv], dim=1)
-        self._kv.keys_NSHC[layer].view(-1, num_kv, width)[self._slots_T] = k_TJC
-        self._kv.values_NSHC[layer].view(-1, num_kv, width)[self._slots_T] = heads_THC[:, num_q + num_kv :]
+        qk_THC, v_TJC = heads_THC.tensor_split([num_q + num_kv], dim=1)
+        qk_THC = rotate(rms_norm(qk_THC, weight_HC, config.rms_norm_eps), self._rotation)
+        q_THC, k_TJC = qk_THC.tensor_split([num_q], dim=1)
+        keys_XJC = self._kv.keys_NSHC[layer].view(-1, num_kv, width)
+        keys_XJC.index_copy_(0, self._slots_T, k_TJC)
+        values_XJC = self._kv.values_NSHC[layer].view(-1, num_kv, width)
+        values_XJC.index_copy_(0, self._slots_T, v_TJC)
         return q_THC
 
     def attend(self, q_THC: Tensor, layer: int) -> Tensor:
         """See ``StepAttention.attend``."""
-        width, num_kv = self._config.head_dim, self._config.num_kv_heads
-        keys_C = self._kv.keys_NSHC[layer].view(-1, width)
-        values_C = self._kv.values_NSHC[layer].view(-1, width)
+        width = self._config.head_dim
+        keys_XC = self._kv.keys_NSHC[layer].view(-1, width)
+        values_XC = self._kv.values_NSHC[layer].view(-1, width)
         q_NRC = self._to_tiles(q_THC)
-        state: _RunningSoftmax | None = None
+        softmax = _RunningSoftmax(self._num_used_rows)
         for block in self._blocks:
-            num_rows = block.num_tiles * num_kv
-            scores_NRS = _products(q_NRC[:num_rows], keys_C[block.rows_NJS].transpose(1, 2)).float()
-            scores_NRS *= width**-0.5
+            num_tiles = block.rows_NS.shape[0]
+            scores_NRS = _products(q_NRC[:num_tiles], _take(keys_XC, block.rows_NS).transpose(1, 2)).float()
+            used_NRS = scores_NRS[:, : self._num_used_rows]
+            used_NRS *= width**-0.5
             if block.hidden_NRS is not None:
-                scores_NRS.masked_fill_(block.hidden_NRS, float("-inf"))
-            values_NSC = values_C[block.rows_NJS]
-            if state is None:
-                state = _RunningSoftmax(scores_NRS, values_NSC)
-            else:
-                state.add(scores_NRS, values_NSC)
-        assert state is not None, "a step has at least one token"
-        return self._to_tokens(state.mean().to(q_THC.dtype))
+                used_NRS.masked_fill_(block.hidden_NRS, float("-inf"))
+            softmax.add(scores_NRS, _take(values_XC, block.rows_NS))
+        return self._to_tokens(softmax.mean().to(q_THC.dtype))
 
     def _to_tiles(self, q_THC: Tensor) -> Tensor:
         """Bring queries into tiles, [N * J, R, C]; rows that pad a tile repeat the step's first token."""
         num_kv, width = self._config.num_kv_heads, self._config.head_dim
-        q_NQJGC = q_THC[self._tokens_NQ].unflatten(2, (num_kv, self._group))
+        q_NQJGC = q_THC.contiguous().index_select(0, self._tokens_NQ.flatten())
+        q_NQJGC = q_NQJGC.view(-1, self._tile_tokens, num_kv, self._group, width)
         q_NRC = q_NQJGC.transpose(1, 2).reshape(-1, self._tile_tokens * self._group, width)
         return F.pad(q_NRC, (0, 0, 0, self._padding)) if self._padding else q_NRC
 
     def _to_tokens(self, out_NRC: Tensor) -> Tensor:
         """Undo ``_to_tiles`` and put the heads side by side, [T, H * C]."""
         num_kv, width = self._config.num_kv_heads, self._config.head_dim
-        rows = self._tile_tokens * self._group
-        out_NJQGC = out_NRC[:, :rows].reshape(-1, num_kv, self._tile_tokens, self._group, width)
-        return out_NJQGC.transpose(1, 2).flatten(0, 1).flatten(1)[self._places_T]
+        out_NJQGC = out_NRC.view(-1, num_kv, self._num_used_tokens, self._group, width)
+        return out_NJQGC.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, self._places_T)
 
     def _plan(self, inputs: StepInputs) -> None:
         """Cut the step into tiles and its keys into blocks."""
@@ -108,10 +106,12 @@ class PagedAttention:
         tokens = [
             [t.first_token + q if q < t.num_tokens else 0 for q in range(self._tile_tokens)] for t in tiles
         ]
+        self._num_used_tokens = max(tile.num_tokens for tile in tiles)
+        self._num_used_rows = self._num_used_tokens * self._group
         places = [0] * sum(inputs.query_lens)
         for n, tile in enumerate(tiles):
             for q in range(tile.num_tokens):
-                places[tile.first_token + q] = n * self._tile_tokens + q
+                places[tile.first_token + q] = n * self._num_used_tokens + q
         self._tokens_NQ = torch.tensor(tokens, device=device)
         self._places_T = torch.tensor(places, device=device)
         self._blocks = self._key_blocks(inputs, tiles)
@@ -119,8 +119,8 @@ class PagedAttention:
     def _key_blocks(self, inputs: StepInputs, tiles: list[_Tile]) -> list[_KeyBlock]:
         num_kv, device = self._config.num_kv_heads, inputs.input_ids_T.device
         sequences_N = torch.tensor([tile.sequence for tile in tiles], device=device)
-        positions_NR = inputs.positions_T[self._tokens_NQ].repeat_interleave(self._group, dim=1)
-        positions_NR = F.pad(positions_NR, (0, self._padding))
+        used_NQ = self._tokens_NQ[:, : self._num_used_tokens]
+        positions_NR = inputs.positions_T[used_NQ].repeat_interleave(self._group, dim=1)
         heads_J = torch.arange(num_kv, device=device)
         blocks: list[_KeyBlock] = []
         for start in range(0, tiles[0].num_keys, KEY_BLOCK):
@@ -128,12 +128,12 @@ class PagedAttention:
             keys_S = torch.arange(start, start + KEY_BLOCK, device=device)
             slots_BS = _slots(inputs.block_tables_BM, keys_S, self._kv.block_size)
             slots_NS = slots_BS[sequences_N[:count]]
-            rows_NJS = (slots_NS.unsqueeze(1) * num_kv + heads_J.unsqueeze(1)).flatten(0, 1)
+            rows_NS = (slots_NS.unsqueeze(1) * num_kv + heads_J.unsqueeze(1)).flatten(0, 1)
             hidden_NRS: Tensor | None = None
             if any(tile.first_position < start + KEY_BLOCK - 1 for tile in tiles[:count]):
                 hidden_NRS = keys_S > positions_NR[:count].unsqueeze(-1)
                 hidden_NRS = hidden_NRS.repeat_interleave(num_kv, dim=0)
-            blocks.append(_KeyBlock(count, rows_NJS, hidden_NRS))
+            blocks.append(_KeyBlock(rows_NS, hidden_NRS))
         return blocks
 
 
@@ -171,29 +171,41 @@ def _slots(block_tables_BM: Tensor, positions_S: Tensor, block_size: int) -> Ten
 class _RunningSoftmax:
     """Softmax-weighted sum of values, one block of keys after the other.
 
-    Later blocks may hold fewer tiles: those that reach them come first.
+    Later blocks may hold fewer tiles: those that reach them come first. Rows of a tile that no token of
+    the step uses go through the matrix products and nowhere else.
     """
 
-    def __init__(self, scores_NRS: Tensor, values_NSC: Tensor) -> None:
-        self._max_NR1 = scores_NRS.amax(dim=-1, keepdim=True)
-        weights_NRS = (scores_NRS - self._max_NR1).exp_()
-        self._sum_NR1 = weights_NRS.sum(dim=-1, keepdim=True)
-        self._out_NRC = _products(weights_NRS.to(values_NSC.dtype), values_NSC).float()
+    def __init__(self, num_used_rows: int) -> None:
+        self._num_used_rows = num_used_rows
+        self._max_NR1: Tensor | None = None
+        self._sum_NR1: Tensor
+        self._out_NRC: Tensor
 
     def add(self, scores_NRS: Tensor, values_NSC: Tensor) -> None:
-        """Take in one more block."""
-        count = scores_NRS.shape[0]
-        max_NR1, sum_NR1, out_NRC = self._max_NR1[:count], self._sum_NR1[:count], self._out_NRC[:count]
-        new_max_NR1 = torch.maximum(max_NR1, scores_NRS.amax(dim=-1, keepdim=True))
-        weights_NRS = (scores_NRS - new_max_NR1).exp_()
-        shrink_NR1 = (max_NR1 - new_max_NR1).exp_()
-        sum_NR1.mul_(shrink_NR1).add_(weights_NRS.sum(dim=-1, keepdim=True))
-        out_NRC.mul_(shrink_NR1).add_(_products(weights_NRS.to(values_NSC.dtype), values_NSC))
-        max_NR1.copy_(new_max_NR1)
+        """Take in one more block; the scores are overwritten."""
+        count, used = scores_NRS.shape[0], self._num_used_rows
+        used_NRS = scores_NRS[:, :used]
+        top_NR1 = used_NRS.amax(dim=-1, keepdim=True)
+        if self._max_NR1 is not None:
+            top_NR1 = torch.maximum(self._max_NR1[:count], top_NR1)
+        used_NRS.sub_(top_NR1).exp_()
+        sum_NR1 = used_NRS.sum(dim=-1, keepdim=True)
+        out_NRC = _products(scores_NRS.to(values_NSC.dtype), values_NSC)[:, :used]
+        if self._max_NR1 is None:
+            self._max_NR1, self._sum_NR1, self._out_NRC = top_NR1, sum_NR1, out_NRC.float().contiguous()
+            return
+        shrink_NR1 = (self._max_NR1[:count] - top_NR1).exp_()
+        self._sum_NR1[:count].mul_(shrink_NR1).add_(sum_NR1)
+        self._out_NRC[:count].mul_(shrink_NR1).add_(out_NRC)
+        self._max_NR1[:count] = top_NR1
 
     def mean(self) -> Tensor:
-        """The weighted means, [N * J, R, C]."""
+        """The weighted means, [N * J, used R, C]."""
         return self._out_NRC / self._sum_NR1
+
+
+def _take(cache_XC: Tensor, rows_NS: Tensor) -> Tensor:
+    return cache_XC.index_select(0, rows_NS.flatten()).view(*rows_NS.shape, -1)
 
 
 def _products(left_NRC: Tensor, right_NCS: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ by expert, I inner width.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,14 @@ from .rope import rotary_table
 from .torch_attention import PagedAttention
 
 TILE_ROWS = 16
+
+
+class _Span(NamedTuple):
+    """The rows [start, end) of one expert."""
+
+    expert: int
+    start: int
+    end: int
 
 
 class TorchOps:
@@ -84,27 +93,36 @@ class TorchOps:
     def experts(self, hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor:
         """See ``Ops.experts``. Experts without rows are not touched; one wait for the device a call."""
         num_rows, top_k = slots_TK.shape
-        slots_P = slots_TK.flatten()
-        counts_E = torch.bincount(slots_P, minlength=gate_up_E2ID.shape[0])
-        room_E = (counts_E + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS if self._exact else counts_E
-        # Pair i of the pairs sorted by expert moves behind the padding of the experts before its own.
-        order_P = slots_P.argsort(stable=True)
-        padding_E = (room_E - counts_E).cumsum(0) - (room_E - counts_E)
-        places_P = torch.empty_like(slots_P)
-        places_P[order_P] = torch.arange(slots_P.numel(), device=slots_P.device) + padding_E[slots_P[order_P]]
-        ends = list(itertools.accumulate(room_E.tolist()))
-        spans = [(e, a, z) for e, (a, z) in enumerate(itertools.pairwise([0, *ends])) if z > a]
-
-        hidden_RD = hidden_TD.new_zeros(ends[-1], hidden_TD.shape[1])
-        hidden_RD[places_P] = hidden_TD.repeat_interleave(top_k, dim=0)
-        gate_up_R2I = hidden_TD.new_empty(ends[-1], gate_up_E2ID.shape[1])
+        places_P, spans = self._group_by_expert(slots_TK.flatten(), gate_up_E2ID.shape[0])
+        hidden_RD = hidden_TD.new_zeros(spans[-1].end, hidden_TD.shape[1])
+        hidden_RD.index_copy_(0, places_P, hidden_TD.repeat_interleave(top_k, dim=0))
+        gate_up_R2I = hidden_TD.new_empty(hidden_RD.shape[0], gate_up_E2ID.shape[1])
         for expert, start, end in spans:
             self._matmul_into(gate_up_R2I[start:end], hidden_RD[start:end], gate_up_E2ID[expert])
         inner_RI = _gate(gate_up_R2I)
         outputs_RD = torch.empty_like(hidden_RD)
         for expert, start, end in spans:
             self._matmul_into(outputs_RD[start:end], inner_RI[start:end], down_EDI[expert])
-        return outputs_RD[places_P].view(num_rows, top_k, -1)
+        return outputs_RD.index_select(0, places_P).view(num_rows, top_k, -1)
+
+    def _group_by_expert(self, slots_P: Tensor, num_experts: int) -> tuple[Tensor, list[_Span]]:
+        """Lay pairs out expert by expert, each in whole tiles.
+
+        Returns:
+            The row of each pair, and the rows of each expert that has any.
+        """
+        counts_E = torch.bincount(slots_P, minlength=num_experts)
+        padding_E = -counts_E % TILE_ROWS if self._exact else torch.zeros_like(counts_E)
+        # A pair's row is its place among the pairs sorted by expert, moved behind the padding of the
+        # experts before its own.
+        padding_before_E = padding_E.cumsum(0) - padding_E
+        order_P = slots_P.argsort(stable=True)
+        sorted_places_P = torch.arange(slots_P.numel(), device=slots_P.device)
+        sorted_places_P += padding_before_E.index_select(0, slots_P.index_select(0, order_P))
+        places_P = torch.empty_like(order_P).index_copy_(0, order_P, sorted_places_P)
+        ends = itertools.accumulate(cast("list[int]", (counts_E + padding_E).tolist()), initial=0)
+        spans = (_Span(expert, a, z) for expert, (a, z) in enumerate(itertools.pairwise(ends)))
+        return places_P, [span for span in spans if span.end > span.start]
 
     def combine(self, outputs_TKD: Tensor, weights_TK: Tensor) -> Tensor:
         """See ``Ops.combine``."""
@@ -116,7 +134,7 @@ class TorchOps:
 
     def _pad(self, rows_TD: Tensor) -> Tensor:
         padding = -rows_TD.shape[0] % TILE_ROWS if self._exact else 0
-        return F.pad(rows_TD, (0, 0, 0, padding)) if padding else rows_TD
+        return torch.cat((rows_TD, rows_TD.new_zeros(padding, rows_TD.shape[1]))) if padding else rows_TD
 
     def _matmul(self, rows_TD: Tensor, weight_OD: Tensor) -> Tensor:
         out_TO = rows_TD.new_empty(rows_TD.shape[0], weight_OD.shape[0])
@@ -129,7 +147,9 @@ class TorchOps:
         if not self._exact or rows_TD.shape[0] == TILE_ROWS:
             torch.mm(rows_TD, weight_DO, out=out_TO)
             return
-        for out_tile, tile in zip(out_TO.split(TILE_ROWS), rows_TD.split(TILE_ROWS), strict=True):
+        for out_tile, tile in zip(
+            torch.split(out_TO, TILE_ROWS), torch.split(rows_TD, TILE_ROWS), strict=True
+        ):
             torch.mm(tile, weight_DO, out=out_tile)
 
 
