@@ -7,9 +7,8 @@ are imported at the first connection, for they cost more than the rest of the cl
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar, cast
 
 from . import library
 from .call import Call
@@ -22,18 +21,12 @@ from .errors import (
 )
 from .settings import RedisSettings
 
-if TYPE_CHECKING:
-    import redis
-    import redis.asyncio
-
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 5.0
 HEALTH_CHECK_S = 30
 MEMORY_RETRY_MS = 2000
-
-_NO_FUNCTION = "Function not found"
 
 
 class Connection:
@@ -50,8 +43,8 @@ class Connection:
         from redis.retry import Retry
 
         self._where = settings.masked_url
-        self._client: redis.Redis = _made(redis.Redis, settings, Retry(NoBackoff(), 0), blocking)
-        self._is_loaded = False
+        self._client = _made(redis.Redis, settings, Retry(NoBackoff(), 0), blocking)
+        self._loader = _Loader()
 
     def run(self, call: Call[T]) -> T:
         """Sends a call and reads its reply.
@@ -62,12 +55,7 @@ class Connection:
             ConfigError: The server refuses us, or cannot do what we need.
             ThinkstreamError: The refusals that the call's builder names.
         """
-        self._load_if_needed(call)
-        try:
-            return call.parse(self._send(call))
-        except _FunctionMissing:
-            self._load()
-            return call.parse(self._send(call))
+        return _or_raised(self.run_many([call])[0])
 
     def run_many(self, calls: Sequence[Call[T]]) -> list[T | ThinkstreamError]:
         """Sends calls in one pipeline, each by itself: a refusal stands in the place of a result.
@@ -75,48 +63,29 @@ class Connection:
         Raises:
             ServiceUnavailable: No replies came; each call may have been carried out or not.
         """
-        for call in calls:
-            self._load_if_needed(call)
-        results = [_parsed(call, reply) for call, reply in zip(calls, self._send_many(calls), strict=True)]
-        missing = [i for i, result in enumerate(results) if isinstance(result, _FunctionMissing)]
-        if missing:
-            self._load()
-            again = [calls[i] for i in missing]
-            for i, reply in zip(missing, self._send_many(again), strict=True):
-                results[i] = _parsed(calls[i], reply)
-        return results
+        dialogue = self._loader.dialogue(calls)
+        replies: list[Any] | None = None
+        while True:
+            try:
+                wanted = dialogue.send(replies)
+            except StopIteration as end:
+                return cast("list[T | ThinkstreamError]", end.value)
+            replies = self._send(wanted)
 
     def close(self) -> None:
         """Closes the sockets; a later call opens new ones."""
         self._client.close()
 
-    def _load_if_needed(self, call: Call[Any]) -> None:
-        if self._is_loaded or call.args[0] != "FCALL":
-            return
-        current = library.is_current()
+    def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
         try:
-            is_current = current.parse(self._send(current))
-        except _FunctionMissing:
-            is_current = False
-        if not is_current:
-            self._load()
-        self._is_loaded = True
-
-    def _load(self) -> None:
-        self._send(library.load())
-
-    def _send(self, call: Call[Any]) -> Any:
-        with _translated(self._where):
-            return self._client.execute_command(*call.args)
-
-    def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        if not calls:
-            return []
-        with _translated(self._where), self._client.pipeline(transaction=False) as pipeline:
-            for call in calls:
-                pipeline.execute_command(*call.args)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-        return [_error_of(reply, self._where) for reply in replies]
+            if len(calls) == 1:
+                return [self._client.execute_command(*calls[0].args)]
+            with self._client.pipeline(transaction=False) as pipeline:
+                for call in calls:
+                    pipeline.execute_command(*call.args)
+                return [_translated(reply, self._where) for reply in pipeline.execute(raise_on_error=False)]
+        except Exception as error:
+            return [_refusal_or_raised(error, self._where)]
 
 
 class AsyncConnection:
@@ -128,86 +97,82 @@ class AsyncConnection:
         from redis.backoff import NoBackoff
 
         self._where = settings.masked_url
-        self._client: redis.asyncio.Redis = _made(
-            redis.asyncio.Redis, settings, Retry(NoBackoff(), 0), blocking
-        )
-        self._is_loaded = False
+        retry = Retry(NoBackoff(), 0)
+        self._client = _made(redis.asyncio.Redis, settings, retry, blocking)
+        self._loader = _Loader()
 
     async def run(self, call: Call[T]) -> T:
         """Sends a call and reads its reply; raises as ``Connection.run`` does."""
-        await self._load_if_needed(call)
-        try:
-            return call.parse(await self._send(call))
-        except _FunctionMissing:
-            await self._load()
-            return call.parse(await self._send(call))
+        return _or_raised((await self.run_many([call]))[0])
 
     async def run_many(self, calls: Sequence[Call[T]]) -> list[T | ThinkstreamError]:
         """Sends calls in one pipeline; returns and raises as ``Connection.run_many`` does."""
-        for call in calls:
-            await self._load_if_needed(call)
-        replies = await self._send_many(calls)
-        results = [_parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
-        missing = [i for i, result in enumerate(results) if isinstance(result, _FunctionMissing)]
-        if missing:
-            await self._load()
-            again = await self._send_many([calls[i] for i in missing])
-            for i, reply in zip(missing, again, strict=True):
-                results[i] = _parsed(calls[i], reply)
-        return results
+        dialogue = self._loader.dialogue(calls)
+        replies: list[Any] | None = None
+        while True:
+            try:
+                wanted = dialogue.send(replies)
+            except StopIteration as end:
+                return cast("list[T | ThinkstreamError]", end.value)
+            replies = await self._send(wanted)
 
     async def close(self) -> None:
         """Closes the sockets; a later call opens new ones."""
         await self._client.aclose()
 
-    async def _load_if_needed(self, call: Call[Any]) -> None:
-        if self._is_loaded or call.args[0] != "FCALL":
-            return
-        current = library.is_current()
+    async def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
         try:
-            is_current = current.parse(await self._send(current))
-        except _FunctionMissing:
-            is_current = False
-        if not is_current:
-            await self._load()
-        self._is_loaded = True
-
-    async def _load(self) -> None:
-        await self._send(library.load())
-
-    async def _send(self, call: Call[Any]) -> Any:
-        with _translated(self._where):
-            return await self._client.execute_command(*call.args)
-
-    async def _send_many(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        if not calls:
-            return []
-        with _translated(self._where):
+            if len(calls) == 1:
+                return [await self._client.execute_command(*calls[0].args)]
             async with self._client.pipeline(transaction=False) as pipeline:
                 for call in calls:
                     pipeline.execute_command(*call.args)
-                replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return [_error_of(reply, self._where) for reply in replies]
+                replies = await pipeline.execute(raise_on_error=False)
+                return [_translated(reply, self._where) for reply in replies]
+        except Exception as error:
+            return [_refusal_or_raised(error, self._where)]
 
 
-class _FunctionMissing(ThinkstreamError):
+class _FunctionMissingError(ThinkstreamError):
     """The server has no function of that name: our library is to be loaded."""
 
 
-class _translated:
-    """Lets none of redis-py's exceptions out of a ``with`` block."""
+class _Loader:
+    """Sees to it that the server has our library; the same for both kinds of connection."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self) -> None:
+        self._is_loaded = False
 
-    def __enter__(self) -> None:
-        pass
+    def dialogue(self, calls: Sequence[Call[Any]]) -> Generator[Sequence[Call[Any]], Any, list[Any]]:
+        """Yields calls to be sent, is sent their replies, returns a result or a refusal per call."""
+        if not calls:
+            return []
+        if not self._is_loaded and any(call.args[0] == "FCALL" for call in calls):
+            yield from self._load_unless_current()
+        replies = yield calls
+        results = [_parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
+        missing = [i for i, result in enumerate(results) if isinstance(result, _FunctionMissingError)]
+        if missing:  # somebody has emptied the server; these calls did nothing
+            yield from self._load()
+            replies = yield [calls[i] for i in missing]
+            for i, reply in zip(missing, replies, strict=True):
+                results[i] = _parsed(calls[i], reply)
+        return results
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            ours = _error_of(error, self._where)
-            if ours is not error:
-                raise ours from error
+    def _load_unless_current(self) -> Generator[Sequence[Call[Any]], Any, None]:
+        asked = library.is_current()
+        (reply,) = yield [asked]
+        is_current = _parsed(asked, reply)
+        if isinstance(is_current, _FunctionMissingError) or is_current is False:
+            yield from self._load()
+        elif isinstance(is_current, ThinkstreamError):
+            raise is_current
+        self._is_loaded = True
+
+    def _load(self) -> Generator[Sequence[Call[Any]], Any, None]:
+        (reply,) = yield [library.load()]
+        if isinstance(reply, ThinkstreamError):
+            raise reply
 
 
 def _parsed(call: Call[T], reply: Any) -> T | ThinkstreamError:
@@ -219,47 +184,51 @@ def _parsed(call: Call[T], reply: Any) -> T | ThinkstreamError:
         return error
 
 
-def _error_of(reply: Any, where: str) -> Any:
-    """Returns our error for one of redis-py's; anything else comes back as it is."""
+def _or_raised(result: T | ThinkstreamError) -> T:
+    if isinstance(result, ThinkstreamError):
+        raise result
+    return result
+
+
+def _refusal_or_raised(error: Exception, where: str) -> Any:
+    """Returns what stands for the server's refusal of a single call; raises where no reply came."""
     import redis
 
-    if not isinstance(reply, redis.RedisError | OSError):
+    ours = _translated(error, where)
+    if isinstance(error, redis.ResponseError):
+        return ours
+    raise ours from error
+
+
+def _translated(reply: Any, where: str) -> Any:
+    """Returns our error for one of redis-py's; anything else comes back as it is."""
+    from redis import exceptions as foreign
+
+    if not isinstance(reply, foreign.RedisError | OSError):
         return reply
     text = str(reply)
-    for kinds, words, make in _translations():
-        if isinstance(reply, kinds) and (not words or any(word in text for word in words)):
-            return make(where, text)
+    if isinstance(reply, foreign.OutOfMemoryError):
+        return QueueFull("memory", MEMORY_RETRY_MS)
+    if isinstance(
+        reply, foreign.AuthenticationError | foreign.AuthorizationError | foreign.NoPermissionError
+    ):
+        return ConfigError(f"Redis at {where} refuses us: {text}")
+    if isinstance(reply, foreign.ResponseError):
+        for word, make in _BY_WORD.items():
+            if word in text:
+                return make(f"Redis at {where}: {text}")
     return ServiceUnavailable(f"Redis at {where}: {text}")
 
 
-@functools.cache
-def _translations() -> tuple[tuple[Any, tuple[str, ...], Any], ...]:
-    """What becomes of redis-py's exceptions: kinds, words in the text, our error; the first that fits."""
-    from redis import exceptions as foreign
-
-    denied = (foreign.AuthenticationError, foreign.AuthorizationError, foreign.NoPermissionError)
-    return (
-        (foreign.OutOfMemoryError, (), lambda where, text: QueueFull("memory", MEMORY_RETRY_MS)),
-        (denied, (), lambda where, text: ConfigError(f"Redis at {where} refuses us: {text}")),
-        (foreign.ResponseError, (_NO_FUNCTION,), lambda where, text: _FunctionMissing(text)),
-        (
-            foreign.ResponseError,
-            ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username-password"),
-            lambda where, text: ConfigError(f"Redis at {where} refuses us: {text}"),
-        ),
-        (
-            foreign.ResponseError,
-            ("unknown command",),
-            lambda where, text: ConfigError(f"Redis at {where} is too old: {text}"),
-        ),
-        (foreign.ResponseError, ("OOM ",), lambda where, text: QueueFull("memory", MEMORY_RETRY_MS)),
-        (
-            foreign.ResponseError,
-            ("WRONGTYPE", "against a key holding the wrong"),
-            lambda where, text: RecordInvalid(f"Redis at {where}: {text}"),
-        ),
-        (foreign.DataError, (), lambda where, text: RecordInvalid(text)),
-    )
+_BY_WORD: dict[str, type[ThinkstreamError]] = {
+    "Function not found": _FunctionMissingError,
+    "unknown command": ConfigError,  # older than Redis 7.0
+    "NOAUTH": ConfigError,
+    "WRONGPASS": ConfigError,
+    "WRONGTYPE": RecordInvalid,
+    "wrong kind of value": RecordInvalid,
+}
+"""What errors of the server mean that redis-py has no class for."""
 
 
 def _made(kind: Any, settings: RedisSettings, retry: Any, blocking: bool) -> Any:

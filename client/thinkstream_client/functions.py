@@ -8,30 +8,12 @@ from __future__ import annotations
 
 from .call import Call
 from .job_calls import Submitted, cancel, confirm, durable, job_cost, submit
-from .ops_calls import (
-    Backlog,
-    ClassBacklog,
-    DeadLetter,
-    Event,
-    Meta,
-    SessionInfo,
-    TenantInfo,
-    backlog,
-    dead_letters,
-    meta_claim,
-    meta_get,
-    read_events,
-    sessions,
-    tenant_set,
-    tenants,
-)
 from .read_calls import JobInfo, JobSummary, job_info, job_status, list_jobs, read_results
 from .session_calls import (
     Claimed,
     FinishRow,
     StepReply,
     StepRow,
-    Swept,
     beat,
     bye,
     claim,
@@ -39,11 +21,23 @@ from .session_calls import (
     finish,
     hello,
     note,
-    reap,
     release,
     step,
-    sweep,
 )
+from .status_calls import (
+    Backlog,
+    ClassBacklog,
+    DeadLetter,
+    Event,
+    SessionInfo,
+    TenantInfo,
+    backlog,
+    dead_letters,
+    read_events,
+    sessions,
+    tenants,
+)
+from .upkeep_calls import Meta, Swept, meta_claim, meta_get, reap, sweep, tenant_set
 
 __all__ = [
     "Backlog",

@@ -21,7 +21,7 @@ _PARTS = ("common", "fairness", "ending", "client_calls", "claim", "worker_calls
 
 @functools.cache
 def _body() -> str:
-    folder = resources.files(__package__) / "lua"
+    folder = resources.files("thinkstream_client") / "lua"
     return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in _PARTS)
 
 

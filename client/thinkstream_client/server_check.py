@@ -11,6 +11,7 @@ from .errors import ConfigError
 
 _MIN_REDIS = (7, 0)
 _MIN_VALKEY = (7, 2)
+_WAITAOF_REDIS = (7, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,11 @@ class ServerInfo:
     append_only: bool
     max_memory_bytes: int
 
+    @property
+    def has_waitaof(self) -> bool:
+        """Whether it can tell when a write is on disk."""
+        return self.name == "Valkey" or _numbers(self.version) >= _WAITAOF_REDIS
+
 
 def server_check() -> Call[ServerInfo]:
     """Asks the server whether it may hold the queue.
@@ -45,13 +51,13 @@ def _parse(reply: Any) -> ServerInfo:
     name = "Valkey" if is_valkey else "Redis"
     version = found.get("valkey_version") or found.get("redis_version", "0")
     minimum = _MIN_VALKEY if is_valkey else _MIN_REDIS
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < minimum:
+    if _numbers(version) < minimum:
         wanted = ".".join(str(part) for part in minimum)
         raise ConfigError(f"{name} {version} is too old: {wanted} or later is needed")
     policy = found.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         raise ConfigError(
-            f"{name} would evict jobs when memory is short: set maxmemory-policy to noeviction, it is {policy}"
+            f"{name} evicts keys when memory is short: set maxmemory-policy to noeviction, it is {policy}"
         )
     return ServerInfo(
         name=name,
@@ -59,3 +65,7 @@ def _parse(reply: Any) -> ServerInfo:
         append_only=found.get("aof_enabled") == "1",
         max_memory_bytes=int(found.get("maxmemory", "0")),
     )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

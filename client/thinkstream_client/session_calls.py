@@ -1,4 +1,4 @@
-"""Calls that sessions make for themselves, and those that the scheduler makes about them."""
+"""Calls about a session's jobs: its own, and the claim that the scheduler makes for it."""
 
 from __future__ import annotations
 
@@ -93,20 +93,6 @@ class StepReply(enum.Enum):
     SEALED = -2  #: the job is not this session's any more: ended, or taken over
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """What one sweep did, in jobs."""
-
-    retried: int
-    expired: int
-    repaired: int
-
-    @property
-    def total(self) -> int:
-        """All of it; more may be due while this is not zero."""
-        return self.retried + self.expired + self.repaired
-
-
 def hello(
     keys: Keys,
     p: int,
@@ -161,8 +147,8 @@ def claim(keys: Keys, p: int, session: SessionId, k: int) -> Call[list[Claimed]]
     """
 
     def parse(reply: Any) -> list[Claimed]:
-        _, claimed_ms, *rows = _unless_fenced(reply)
-        return [_claimed(row, claimed_ms) for row in rows]
+        rows: list[Any] = _unless_fenced(reply)[2:]
+        return [_claimed(row, claimed_ms=reply[1]) for row in rows]
 
     return Call(function_call("claim", keys.prefix(p), session, k), parse)
 
@@ -258,24 +244,6 @@ def bye(keys: Keys, p: int, session: SessionId, nonce: str) -> Call[None]:
     return Call(function_call("bye", keys.prefix(p), session, nonce), _nothing)
 
 
-def reap(keys: Keys, p: int, session: SessionId | None = None) -> Call[int]:
-    """Takes the jobs of sessions whose lease is over, or of one that is known to be dead.
-
-    Anyone may call it, any number of times. The call returns how many jobs are in line again.
-    """
-    return Call(function_call("reap", keys.prefix(p), session or ""), int)
-
-
-def sweep(keys: Keys, p: int) -> Call[Swept]:
-    """Does what is due: retries, deadlines, repair of jobs without a living owner. Bounded per call."""
-
-    def parse(reply: Any) -> Swept:
-        retried, expired, repaired = reply
-        return Swept(retried=retried, expired=expired, repaired=repaired)
-
-    return Call(function_call("sweep", keys.prefix(p)), parse)
-
-
 def _member(ref: JobRef) -> str:
     return f"{ref.tenant}:{ref.job_id}"
 
@@ -306,7 +274,7 @@ def _first_reply(reply: Any) -> StepReply:
 _STEP_REPLIES = {reply.value: reply for reply in StepReply}
 
 
-def _claimed(row: Any, claimed_ms: int) -> Claimed:
+def _claimed(row: Any, *, claimed_ms: int) -> Claimed:
     tenant, job_id, mk, payload, n, claims, suspect, submitted_ms, priority, grain, attempts, deadline = row
     return Claimed(
         ref=JobRef(tenant.decode(), job_id.decode()),

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard, cast
 
-import msgpack
-
 from .errors import RecordInvalid
+from .packing import pack, unpack
 from .records import Finish, FinishReason, JobFailure, SessionId, Timings, TokenLogprobs, Usage
-from .wire_request import VERSION, encode_request, request_digest, unpack_limited
+from .wire_request import VERSION, encode_request, request_digest
 
 __all__ = [
     "VERSION",
@@ -53,7 +52,7 @@ class Entry:
     """Some tokens of a result.
 
     Attributes:
-        index: Number of tokens of the result up to and with this entry; 0 where it was decoded without its id.
+        index: Tokens of the result up to and with this entry; 0 where it was decoded without its id.
         token_ids: The tokens.
         crc: Of all ids of the result up to here; see ``chain_crc``.
         text: What became readable with them.
@@ -126,7 +125,7 @@ def encode_entry(
     fields: list[Any] = [_pack_ids(token_ids), crc, text]
     if logprobs is not None:
         fields.append([[one.logprob, [list(pair) for pair in one.top]] for one in logprobs])
-    return msgpack.packb(fields, unicode_errors="replace")
+    return pack(fields)
 
 
 def decode_entry(data: bytes, index: int = 0) -> Entry:
@@ -135,7 +134,7 @@ def decode_entry(data: bytes, index: int = 0) -> Entry:
     Raises:
         RecordInvalid: It is none.
     """
-    fields = unpack_limited(data, MAX_ENTRY_BYTES)
+    fields = unpack(data, MAX_ENTRY_BYTES)
     match fields:
         case [bytes() as ids, int() as crc, str() as text, *rest] if len(ids) % 4 == 0:
             logprobs = _read_logprobs(rest[0], len(ids) // 4) if rest else None
@@ -146,7 +145,7 @@ def decode_entry(data: bytes, index: int = 0) -> Entry:
 
 def encode_failure(failure: JobFailure) -> bytes:
     """Packs the reason of a failure."""
-    return msgpack.packb(_failure_map(failure), unicode_errors="replace")
+    return pack(_failure_map(failure))
 
 
 def decode_failure(data: bytes) -> JobFailure:
@@ -155,7 +154,7 @@ def decode_failure(data: bytes) -> JobFailure:
     Raises:
         RecordInvalid: It is none.
     """
-    return _read_failure(unpack_limited(data, MAX_ENTRY_BYTES))
+    return _read_failure(unpack(data, MAX_ENTRY_BYTES))
 
 
 def encode_terminal(finish: Finish) -> bytes:
@@ -170,7 +169,7 @@ def encode_terminal(finish: Finish) -> bytes:
     }
     if finish.error is not None:
         record["error"] = _failure_map(finish.error)
-    return msgpack.packb(record, unicode_errors="replace")
+    return pack(record)
 
 
 def decode_terminal(data: bytes) -> Finish:
@@ -179,7 +178,7 @@ def decode_terminal(data: bytes) -> Finish:
     Raises:
         RecordInvalid: It is none, or of another version.
     """
-    record = unpack_limited(data, MAX_ENTRY_BYTES)
+    record = unpack(data, MAX_ENTRY_BYTES)
     if not _is_map(record) or record.get("version") != VERSION:
         raise RecordInvalid(f"not a terminal entry of version {VERSION}")
     error = record.get("error")
@@ -214,7 +213,7 @@ def parse_stream_entry(entry_id: bytes, fields: Sequence[bytes]) -> RawEntry:
 
 
 def _read_marker(data: bytes, num_tokens: int, mk: int) -> Marker:
-    match unpack_limited(data, MAX_ENTRY_BYTES):
+    match unpack(data, MAX_ENTRY_BYTES):
         case [int() as claims, str() as session, int() as claimed_ms]:
             return Marker(
                 num_tokens=num_tokens,

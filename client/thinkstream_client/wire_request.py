@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, NoReturn, TypeVar, cast
-
-import msgpack
+from typing import Any, TypeVar, cast
 
 from .errors import InvalidRequest, RecordInvalid
+from .packing import pack, unpack
 from .records import MAX_PROMPT_BYTES, Message, Request, SamplingParams
 
 VERSION = 1
 MAX_REQUEST_BYTES = MAX_PROMPT_BYTES + (1 << 18)
-MAX_NESTING = 16
 
 _T = TypeVar("_T")
 _SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
@@ -52,7 +50,7 @@ def decode_request(data: bytes) -> Request:
         RecordInvalid: The bytes are no request of this version, too many, or nested too deep.
         InvalidRequest: A field is unknown, of another type or outside its range.
     """
-    record = unpack_limited(data, MAX_REQUEST_BYTES)
+    record = unpack(data, MAX_REQUEST_BYTES)
     if not isinstance(record, dict) or cast("dict[Any, Any]", record).get("version") != VERSION:
         raise RecordInvalid(f"not a request of version {VERSION}")
     record = cast("dict[Any, Any]", record)
@@ -65,26 +63,6 @@ def decode_request(data: bytes) -> Request:
         grain=record.get("grain", 1),
         tags=_strings("tags", record.get("tags", [])),
     )
-
-
-def unpack_limited(data: bytes, max_bytes: int) -> Any:
-    """Unpacks msgpack of a limited size and nesting, without extension types or double keys.
-
-    Raises:
-        RecordInvalid: It is not that.
-    """
-    if len(data) > max_bytes:
-        raise RecordInvalid(f"{len(data)} bytes, the limit is {max_bytes}")
-    try:
-        value = msgpack.unpackb(
-            data, strict_map_key=False, object_pairs_hook=_map_of, ext_hook=_refuse_extension
-        )
-    except RecordInvalid:
-        raise
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise RecordInvalid(f"not msgpack: {type(error).__name__}") from None
-    _check_nesting(value)
-    return value
 
 
 def _content(request: Request) -> dict[str, Any]:
@@ -103,54 +81,21 @@ def _sampling_content(sampling: SamplingParams) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name in _SAMPLING_FIELDS:
         value = getattr(sampling, name)
-        if isinstance(value, Mapping):
-            record[name] = dict(sorted(cast("Mapping[int, float]", value).items()))
-        else:
-            record[name] = list(value) if isinstance(value, tuple | list) else value
-    # Only what was given: a new field with a default changes no digest.
-    return {
-        name: value
-        for name, value in record.items()
-        if value is not None and value is not False and value not in ([], {})
-    }
+        if name == "logit_bias":
+            value = dict(sorted(sampling.logit_bias.items()))
+        elif name in ("stop", "stop_token_ids"):
+            value = list(value)
+        # Only what was given: a new field with a default changes no digest.
+        if value is not None and value is not False and value not in ([], {}):
+            record[name] = value
+    return record
 
 
 def _pack(record: dict[str, Any]) -> bytes:
     try:
-        return msgpack.packb(record)
+        return pack(record, is_strict=True)
     except UnicodeEncodeError as error:
         raise InvalidRequest("prompt", error.object[error.start : error.end], "valid Unicode text") from None
-
-
-def _map_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    try:
-        record = dict(pairs)
-    except TypeError:
-        raise RecordInvalid("a key of a map is no plain value") from None
-    if len(record) != len(pairs):
-        raise RecordInvalid("a key stands twice in a map")
-    return record
-
-
-def _refuse_extension(code: int, data: bytes) -> NoReturn:
-    raise RecordInvalid(f"extension type {code}")
-
-
-def _check_nesting(value: object) -> None:
-    level: list[object] = [value]
-    for _ in range(MAX_NESTING):
-        inner: list[object] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner.extend(cast("dict[Any, object]", one).values())
-            elif isinstance(one, list):
-                inner.extend(cast("list[object]", one))
-            elif isinstance(one, msgpack.Timestamp):
-                raise RecordInvalid("extension type -1")
-        if not inner:
-            return
-        level = inner
-    raise RecordInvalid(f"nested deeper than {MAX_NESTING}")
 
 
 def _refuse_unknown(record: dict[Any, Any], known: tuple[str, ...], prefix: str) -> None:

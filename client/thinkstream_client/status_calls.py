@@ -1,4 +1,4 @@
-"""Calls about the service as a whole: tenants, sessions, backlog, dead letters, events, identity."""
+"""Calls that tell how the service stands: tenants, sessions, backlog, dead letters, events."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .call import Call, function_call
-from .errors import ConfigError, InvalidRequest, RecordInvalid
-from .keys import Keys, check_name
+from .errors import RecordInvalid
+from .keys import Keys
 from .records import JobFailure, JobRef, SessionId
-from .wire import VERSION, decode_failure
+from .wire import decode_failure
 
 _TENANT_FIELDS = ("weight", "jobs", "bytes", "running", "rate")
 
@@ -142,45 +142,6 @@ class Event:
     session: SessionId | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meta:
-    """What a namespace was set up for; digests are empty until a replica has come."""
-
-    protocol: str
-    partitions: str
-    model_digest: str
-    tokenizer_digest: str
-
-
-def tenant_set(
-    keys: Keys,
-    p: int,
-    tenant: str,
-    *,
-    weight: float | None = None,
-    max_jobs: int | None = None,
-    max_bytes: int | None = None,
-    max_running: int | None = None,
-    max_tokens_per_s: int | None = None,
-) -> Call[None]:
-    """Sets what is given of a tenant's share and caps; 0 lifts a cap. Caps hold within the partition.
-
-    Raises:
-        InvalidRequest: The name or a value is outside its range.
-    """
-    check_name("tenant", tenant)
-    if weight is not None and not 0.001 <= weight <= 1000:
-        raise InvalidRequest("weight", weight, "a number in [0.001, 1000]")
-    pairs: list[str] = [] if weight is None else ["weight", repr(float(weight))]
-    caps = {"jobs": max_jobs, "bytes": max_bytes, "running": max_running, "rate": max_tokens_per_s}
-    for name, value in caps.items():
-        if value is not None:
-            if value < 0:
-                raise InvalidRequest(name, value, "an integer from 0")
-            pairs += (name, str(value) if value else "")
-    return Call(function_call("tenant_set", keys.prefix(p), tenant, *pairs), _nothing)
-
-
 def tenants(keys: Keys, p: int) -> Call[list[TenantInfo]]:
     """Lists the tenants that have settings or jobs."""
 
@@ -245,52 +206,6 @@ def read_events(
         ]
 
     return Call(("XREAD", "COUNT", count, *block, "STREAMS", keys.events(p), after), parse)
-
-
-def meta_get(keys: Keys) -> Call[Meta | None]:
-    """Reads what the namespace was set up for; None where nobody has set it up."""
-
-    def parse(reply: Any) -> Meta | None:
-        return _meta(reply) if reply else None
-
-    return Call(("HGETALL", keys.meta), parse)
-
-
-def meta_claim(
-    keys: Keys,
-    *,
-    protocol: int = VERSION,
-    partitions: int | None = None,
-    model_digest: str | None = None,
-    tokenizer_digest: str | None = None,
-) -> Call[Meta]:
-    """Sets what the namespace is for, once; what is None is neither set nor compared.
-
-    The call raises:
-        ConfigError: It was set up for something else; names both.
-    """
-    wanted = {"protocol": str(protocol), "partitions": str(partitions or keys.num_partitions)}
-    if model_digest is not None:
-        wanted["model_digest"] = model_digest
-    if tokenizer_digest is not None:
-        wanted["tokenizer_digest"] = tokenizer_digest
-
-    def parse(reply: Any) -> Meta:
-        found = {name: value.decode() for name, value in _pairs(reply).items()}
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                what = name.replace("_", " ")
-                raise ConfigError(
-                    f"namespace {keys.namespace} was set up for {what} {found.get(name)}, this is {value}"
-                )
-        return _meta(reply)
-
-    pairs = [part for pair in wanted.items() for part in pair]
-    return Call(function_call("meta", keys.meta, *pairs), parse)
-
-
-def _nothing(reply: Any) -> None:
-    del reply
 
 
 def _pairs(flat: Any) -> dict[str, bytes]:
@@ -370,14 +285,4 @@ def _event(entry_id: bytes, found: dict[str, bytes]) -> Event:
 def _ref(found: dict[str, bytes]) -> JobRef:
     return JobRef(
         found.get("tenant", b"").decode(errors="replace"), found.get("job", b"").decode(errors="replace")
-    )
-
-
-def _meta(reply: Any) -> Meta:
-    found = {name: value.decode() for name, value in _pairs(reply).items()}
-    return Meta(
-        protocol=found.get("protocol", ""),
-        partitions=found.get("partitions", ""),
-        model_digest=found.get("model_digest", ""),
-        tokenizer_digest=found.get("tokenizer_digest", ""),
     )
