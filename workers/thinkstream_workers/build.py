@@ -1,0 +1,110 @@
+"""Puts an engine together round a loaded Thinker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from thinkstream_client.errors import ConfigError
+from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.thinker import Thinker
+
+from .batcher import Batcher
+from .block_manager import BlockManager
+from .engine import Engine
+from .engine_config import EngineConfig
+from .mailboxes import Inbox, Outbox
+from .orders import JobKey
+from .runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+_CPU_KV_BYTES = 64 << 20
+_GPU_KV_SHARE = 0.9
+"""Of what is free once the weights are there; the rest is for the activations of a step."""
+
+
+def build_engine(
+    thinker: Thinker,
+    config: EngineConfig,
+    *,
+    num_valid_ids: int,
+    inbox: Inbox,
+    outbox: Outbox,
+    announce: Callable[[JobKey | None], None],
+    on_turn: Callable[[], None],
+) -> Engine:
+    """Allocates the KV cache and returns an engine ready to ``run``.
+
+    Args:
+        thinker: The model, on its device.
+        config: The engine's limits.
+        num_valid_ids: Vocabulary ids that the tokenizer knows, from 0.
+        inbox: Where orders come from.
+        outbox: Where tokens and ends go.
+        announce: See ``Engine``.
+        on_turn: See ``Engine``.
+
+    Raises:
+        ConfigError: The context asked for is longer than the model's or than the KV cache, or there is no
+            memory for a cache.
+    """
+    num_blocks = config.num_blocks or _affordable_blocks(thinker, config)
+    max_context = _max_context(thinker, config, num_blocks * config.block_size)
+    kv = KVCache.allocate(
+        thinker.config,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        dtype=thinker.dtype,
+        device=thinker.device,
+    )
+    batcher = Batcher(
+        BlockManager(num_blocks, config.block_size),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_context=max_context,
+    )
+    logger.info(
+        "KV cache: %d blocks of %d tokens, context of up to %d tokens, up to %d sequences at once",
+        num_blocks, config.block_size, max_context, config.max_num_seqs,
+    )  # fmt: skip
+    return Engine(
+        batcher=batcher,
+        runner=ModelRunner(thinker, kv, num_valid_ids=num_valid_ids),
+        inbox=inbox,
+        outbox=outbox,
+        announce=announce,
+        on_turn=on_turn,
+    )
+
+
+def _affordable_blocks(thinker: Thinker, config: EngineConfig) -> int:
+    num_bytes = config.kv_memory_bytes
+    if num_bytes is None:
+        num_bytes = _CPU_KV_BYTES
+        if thinker.device.type == "cuda":
+            free_bytes, _ = torch.cuda.mem_get_info(thinker.device)
+            num_bytes = int(free_bytes * _GPU_KV_SHARE)
+    block_bytes = KVCache.bytes_per_block(thinker.config, config.block_size, thinker.dtype)
+    if num_bytes < block_bytes:
+        raise ConfigError(
+            f"kv_memory_bytes: got {num_bytes}, allowed: at least {block_bytes}, the size of one block"
+        )
+    return num_bytes // block_bytes
+
+
+def _max_context(thinker: Thinker, config: EngineConfig, num_kv_tokens: int) -> int:
+    trained = thinker.config.max_position_embeddings
+    limit = min(trained, num_kv_tokens)
+    if config.max_context is None:
+        if limit < trained:
+            logger.warning("the KV cache cuts the context of %d tokens at %d", trained, limit)
+        return limit
+    if config.max_context > limit:
+        raise ConfigError(
+            f"max_context: got {config.max_context}, allowed: up to {limit} "
+            f"(the model's is {trained}, the KV cache holds {num_kv_tokens})"
+        )
+    return config.max_context

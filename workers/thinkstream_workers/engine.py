@@ -1,0 +1,119 @@
+"""The hot loop of one replica, and nothing else.
+
+Orders in, steps, outputs out. It knows no Redis, no Ray and no clock, so the same engine runs in the
+actor, in tests and in benchmarks. Whoever starts it gives it a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from thinkstream_client.records import JobFailure
+
+from .batch import Batch, EngineLoad
+from .batcher import Batcher
+from .mailboxes import Inbox, Outbox
+from .orders import JobKey, StepOutput
+from .runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+_OUTBOX_WAIT_S = 0.1
+
+
+class Engine:
+    """Steps all its sequences together, one token each at a time.
+
+    Args:
+        batcher: Chooses who takes part in a step.
+        runner: Does the step.
+        inbox: Where orders come from.
+        outbox: Where tokens and ends go.
+        announce: Told the suspect that the next steps are for before the first of them, and None before
+            anything else happens. What kills the process in between is laid at that suspect's door.
+        on_turn: Called at each turn of the loop and while it waits for room in the outbox, so that others
+            see it alive.
+    """
+
+    def __init__(
+        self,
+        *,
+        batcher: Batcher,
+        runner: ModelRunner,
+        inbox: Inbox,
+        outbox: Outbox,
+        announce: Callable[[JobKey | None], None],
+        on_turn: Callable[[], None],
+    ) -> None:
+        self._batcher = batcher
+        self._runner = runner
+        self._inbox = inbox
+        self._outbox = outbox
+        self._announce = announce
+        self._on_turn = on_turn
+        self._announced: JobKey | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def load(self) -> EngineLoad:
+        """What it has in hand and has done; any thread may read it."""
+        return self._batcher.load
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and result that one sequence may have here."""
+        return self._batcher.max_context
+
+    def stop(self) -> None:
+        """Makes ``run`` return after its turn; sequences that have not ended stay as they are."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Steps until told to stop.
+
+        Raises:
+            RuntimeError: The device failed. Nothing on it can be trusted any more; the process should end.
+        """
+        while not self._stopping.is_set():
+            self._on_turn()
+            if not self._batcher.has_work:
+                self._name(None)
+            self._put(self._batcher.admit(self._inbox.drain(block=not self._batcher.has_work)))
+            batch = self._batcher.next_batch()
+            if batch is not None:
+                self._name(batch.alone)
+                self._step(batch)
+        self._name(None)
+
+    def _step(self, batch: Batch) -> None:
+        """Does one step. A batch that fails is done in halves, until what fails is one sequence."""
+        halves: tuple[Batch, ...] = ()
+        try:
+            step = self._runner.prepare(batch)  # host -> device, one copy
+            logits_SV = self._runner.forward(step)  # the only line that does arithmetic
+            sampled = self._runner.sample(logits_SV, step)
+        except Exception as error:
+            if self._runner.is_fatal(error):
+                raise
+            halves = batch.halves()
+            if not halves:
+                logger.exception("a sequence failed in a step of %d tokens", batch.query_lens[0])
+                failure = JobFailure(code="StepFailed", message=f"{type(error).__name__}: {error}")
+                self._put(self._batcher.fail(batch, failure))
+        else:
+            self._put(self._batcher.commit(batch, sampled))
+        for half in halves:  # out here the error is gone, and with it the tensors its traceback held
+            self._step(half)
+
+    def _name(self, suspect: JobKey | None) -> None:
+        if suspect != self._announced:
+            self._announce(suspect)
+            self._announced = suspect
+
+    def _put(self, output: StepOutput) -> None:
+        if not (output.tokens or output.ends or output.started):
+            return
+        while not self._outbox.put(output, _OUTBOX_WAIT_S) and not self._stopping.is_set():
+            self._on_turn()

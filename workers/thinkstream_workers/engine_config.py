@@ -1,0 +1,53 @@
+"""How much one engine takes on at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thinkstream_client.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits of one engine.
+
+    Attributes:
+        max_num_seqs: Sequences that are decoded together.
+        max_num_batched_tokens: Tokens of one step, prefill and decode together.
+        block_size: Tokens per block of the KV cache.
+        num_blocks: Blocks of the KV cache; None sizes it by ``kv_memory_bytes``.
+        kv_memory_bytes: Memory for the KV cache; None is 64 MiB on the CPU and nine tenths of what is
+            free on a GPU once the weights are there. Only without ``num_blocks``.
+        max_context: Tokens of prompt and result of one sequence; None is what the model was made for,
+            or what the KV cache holds where that is less.
+
+    Raises:
+        ConfigError: A value outside its range, or two that contradict each other.
+    """
+
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 2_048
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_memory_bytes: int | None = None
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        _at_least("block_size", self.block_size, 1)
+        _at_least("num_blocks", self.num_blocks, 1)
+        _at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
+        _at_least("max_context", self.max_context, 2)
+        if self.num_blocks is not None and self.kv_memory_bytes is not None:
+            raise ConfigError(
+                f"kv_memory_bytes: got {self.kv_memory_bytes} beside num_blocks {self.num_blocks}, "
+                "allowed: one of the two"
+            )
+
+
+def _at_least(field: str, value: int | None, low: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{field}: got {value!r}, allowed: an integer of at least {low}")

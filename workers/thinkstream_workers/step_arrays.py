@@ -1,0 +1,98 @@
+"""A batch laid out as arrays, under the names of the model's own fields; the runner sends them on.
+
+Each step pays for this on the host while the device waits, so whatever grows with tokens or blocks is
+left to numpy.
+
+T tokens of the step, B sequences, M blocks in the longest block table, S rows whose logits are wanted,
+L ids of the longest text, K ids with a bias. Fields of the sampler call the S rows B.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch
+from .sequence import Sequence
+
+Array = npt.NDArray[Any]
+
+
+def input_arrays(batch: Batch, block_size: int) -> dict[str, Array]:
+    """Returns the tensors of ``StepInputs``."""
+    input_ids = array("q")
+    for sequence, query_len in zip(batch.sequences, batch.query_lens, strict=True):
+        start = sequence.num_computed_tokens
+        input_ids.extend(sequence.token_ids[start : start + query_len])
+    starts_B = np.array([sequence.num_computed_tokens for sequence in batch.sequences], dtype=np.int64)
+    query_lens_B = np.array(batch.query_lens, dtype=np.int64)
+    cu_seqlens_B1 = np.concatenate(([0], query_lens_B.cumsum()))
+    tables_BM = _block_tables(batch, starts_B + query_lens_B, block_size)
+
+    rows_T = np.arange(len(query_lens_B)).repeat(query_lens_B)
+    positions_T = np.arange(len(rows_T)) + (starts_B - cu_seqlens_B1[:-1])[rows_T]
+    blocks_T = tables_BM[rows_T, positions_T // block_size].astype(np.int64)
+    wanted_B = starts_B + query_lens_B == [len(sequence.token_ids) for sequence in batch.sequences]
+    return {
+        "input_ids_T": np.frombuffer(input_ids, dtype=np.int64),
+        "positions_T": positions_T,
+        "slot_mapping_T": blocks_T * block_size + positions_T % block_size,
+        "output_rows_S": cu_seqlens_B1[1:][wanted_B] - 1,
+        "cu_seqlens_q_B1": cu_seqlens_B1.astype(np.int32),
+        "context_lens_B": (starts_B + query_lens_B).astype(np.int32),
+        "block_tables_BM": tables_BM,
+    }
+
+
+def sampling_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
+    """Returns the tensors of ``SamplingInputs`` that every row has."""
+    samplings = [sequence.sampling for sequence in sequences]
+    return {
+        "seed_B": np.array([s.seed for s in samplings], dtype=np.uint64).view(np.int64),
+        "index_B": np.array([sequence.num_output_tokens + 1 for sequence in sequences], dtype=np.int64),
+        "top_k_B": np.array([s.top_k for s in samplings], dtype=np.int64),
+        "temperature_B": np.array([s.temperature for s in samplings], dtype=np.float32),
+        "top_p_B": np.array([s.top_p for s in samplings], dtype=np.float32),
+        "min_p_B": np.array([s.min_p for s in samplings], dtype=np.float32),
+    }
+
+
+def extras_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
+    """Returns the tensors of ``SamplingExtras``; rows that want none get values that change nothing."""
+    samplings = [sequence.sampling for sequence in sequences]
+    # Texts are only looked at for penalties, so the others' are not copied.
+    texts = [sequence if sequence.has_penalties else None for sequence in sequences]
+    prompts = [text.token_ids[: text.num_prompt_tokens] if text else array("q") for text in texts]
+    outputs = [text.token_ids[text.num_prompt_tokens :] if text else array("q") for text in texts]
+    biases: list[Mapping[int, float]] = [s.logit_bias for s in samplings]
+    return {
+        "prompt_ids_BL": _padded(prompts, -1, np.int64),
+        "output_ids_BL": _padded(outputs, -1, np.int64),
+        "bias_ids_BK": _padded([array("q", bias.keys()) for bias in biases], -1, np.int64),
+        "bias_values_BK": _padded([array("f", bias.values()) for bias in biases], 0, np.float32),
+        "repetition_B": np.array([s.repetition_penalty for s in samplings], dtype=np.float32),
+        "presence_B": np.array([s.presence_penalty for s in samplings], dtype=np.float32),
+        "frequency_B": np.array([s.frequency_penalty for s in samplings], dtype=np.float32),
+    }
+
+
+def _block_tables(batch: Batch, context_lens_B: Array, block_size: int) -> Array:
+    """The blocks in use, not those held for tokens to come, padded with 0."""
+    num_blocks_B = -(-context_lens_B // block_size)
+    flat = array("i")
+    for sequence, num_blocks in zip(batch.sequences, num_blocks_B.tolist(), strict=True):
+        flat.extend(sequence.block_table[:num_blocks])
+    tables_BM = np.zeros((len(num_blocks_B), int(num_blocks_B.max())), dtype=np.int32)
+    tables_BM[np.arange(tables_BM.shape[1]) < num_blocks_B[:, None]] = np.frombuffer(flat, dtype=np.int32)
+    return tables_BM
+
+
+def _padded(rows: list[array[Any]], padding: int, dtype: npt.DTypeLike) -> Array:
+    padded = np.full((len(rows), max(map(len, rows))), padding, dtype=dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
