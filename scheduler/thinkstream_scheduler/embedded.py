@@ -55,8 +55,12 @@ class EmbeddedServer:
         """The server's process id; 0 while it does not run."""
         return self._process.pid if self._process is not None else 0
 
-    def start(self, *, timeout_s: float = 30.0) -> None:
+    def start(self, *, port: int | None = None, timeout_s: float = 30.0) -> None:
         """Starts the server and returns when it answers.
+
+        Args:
+            port: Where it is to listen; None looks for a free one.
+            timeout_s: How long it may take to read its data.
 
         Raises:
             ConfigError: There is no server binary, or it refuses to start.
@@ -65,14 +69,14 @@ class EmbeddedServer:
         binary = find_server_binary()
         self._folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(_PORT_ATTEMPTS):
-            self._port = _free_port()
+            self._port = port or _free_port()
             self._spawn(binary)
             if self._wait_until_it_answers(time.monotonic() + timeout_s):
                 logger.info("server %s answers on port %d, pid %d", binary.name, self._port, self.pid)
                 return
             self._process = None
             # Somebody may have taken the port between our look and the server's bind.
-            if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in self._log_tail():
+            if port is None and attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in self._log_tail():
                 continue
             raise ConfigError(f"the embedded server did not start: {self._log_tail()}")
 

@@ -1,0 +1,88 @@
+"""The Ray shell round the scheduler's loop: detached, restarted by Ray whenever it dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any, cast
+
+import ray
+import ray.exceptions
+
+from thinkstream_workers.config import ReplicaConfig
+
+from .config import SchedulerConfig
+from .loop import Scheduler
+from .pool import RayPool, explained, ray_namespace
+from .redis_queue import RedisQueue
+from .resources import ReplicaResources
+
+_NAME = "scheduler"
+_CONTROL_TIMEOUT_S = 60.0
+
+
+@ray.remote
+class SchedulerActor:
+    """Runs one `Scheduler` in a thread from its construction on.
+
+    It holds no state that matters: after a restart it adopts the living replicas and looks at Redis.
+
+    Args:
+        config: The scheduler's settings.
+        replica: What each replica is told.
+        resources: What each replica gets.
+    """
+
+    def __init__(self, config: SchedulerConfig, replica: ReplicaConfig, resources: ReplicaResources) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+        self._scheduler = Scheduler(config, RedisQueue(config.redis), RayPool(replica, resources))
+        self._thread = threading.Thread(target=self._scheduler.run, name="scheduler", daemon=True)
+        self._thread.start()
+
+    @ray.method
+    def pid(self) -> int:
+        """The process it runs in; answers once the loop runs."""
+        return os.getpid()
+
+    @ray.method
+    def stop(self) -> None:
+        """Ends the loop: nothing is claimed and nobody replaced after this returns."""
+        self._scheduler.stop()
+        self._thread.join()
+
+
+class SchedulerHandle:
+    """The namespace's scheduler actor, adopted where it lives, else started.
+
+    Args:
+        config: The scheduler's settings.
+        replica: What each replica is told.
+        resources: What each replica gets.
+
+    Raises:
+        ServiceUnavailable: It does not start.
+    """
+
+    def __init__(self, config: SchedulerConfig, replica: ReplicaConfig, resources: ReplicaResources) -> None:
+        self._actor: Any = (
+            cast("Any", SchedulerActor)
+            .options(
+                name=_NAME,
+                namespace=ray_namespace(config.redis.namespace),
+                get_if_exists=True,
+                lifetime="detached",
+                max_restarts=-1,
+                num_cpus=0,
+            )
+            .remote(config, replica, resources)
+        )
+        try:
+            self.pid: int = ray.get(self._actor.pid.remote(), timeout=_CONTROL_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            raise explained(error, "the scheduler") from error
+
+    def stop(self) -> None:
+        """Ends the loop, then the actor; a scheduler that hangs is ended all the same."""
+        ray.wait([self._actor.stop.remote()], timeout=_CONTROL_TIMEOUT_S)
+        ray.kill(self._actor, no_restart=True)

@@ -1,0 +1,150 @@
+"""Puts the service together: server checks, Ray, replicas, scheduler; and takes it apart again.
+
+The only place that knows all the parts. What they are is decided by its caller, who also owns the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thinkstream_client import functions
+from thinkstream_client.connection import Connection
+from thinkstream_client.server_check import server_check
+from thinkstream_client.settings import RedisSettings
+from thinkstream_workers.config import ReplicaConfig
+
+from . import ray_runtime
+from .config import SchedulerConfig
+from .resources import ReplicaResources, num_cores
+
+if TYPE_CHECKING:
+    from .actor import SchedulerHandle
+    from .pool import RayPool
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """What to start.
+
+    Attributes:
+        redis: The server and the namespace.
+        replica: What each replica is told; names are filled in.
+        num_replicas: Replicas to hold.
+        ray_address: A running Ray cluster; None starts one for this process.
+        ray_folder: Where a Ray of our own keeps sockets and logs.
+        num_cpus: CPUs that Ray sets aside for a replica; None shares this machine's among the replicas.
+        num_gpus: GPUs that Ray sets aside for a replica; None is one where the device is a GPU.
+        ready_timeout_s: How long the replicas may load.
+        show_logs: Whether the actors' log lines appear on our stderr.
+    """
+
+    redis: RedisSettings
+    replica: ReplicaConfig
+    num_replicas: int = 1
+    ray_address: str | None = None
+    ray_folder: Path | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    ready_timeout_s: float = 1_800.0
+    show_logs: bool = True
+
+
+class Service:
+    """A running service: the scheduler and its replicas. Made by `start_service`.
+
+    Attributes:
+        pids: The actors' processes, by name, as they were at the start.
+    """
+
+    def __init__(self, pool: RayPool, scheduler: SchedulerHandle, pids: Mapping[str, int]) -> None:
+        self._pool, self._scheduler = pool, scheduler
+        self.pids = {"scheduler": scheduler.pid, **pids}
+
+    def stop(self, *, drain_timeout_s: float = 10.0) -> None:
+        """Stops claiming, drains the replicas, ends all actors and leaves Ray.
+
+        What a replica has not finished when its time is over goes back to the queue, and is taken up behind
+        its last published token by whoever claims it next.
+
+        Args:
+            drain_timeout_s: How long running jobs may go on.
+        """
+        try:
+            self._scheduler.stop()
+            # Replicas that were replaced since the start are held by the scheduler alone.
+            self._pool.deaths()
+            for name in self.pids.keys() - {"scheduler"}:
+                self._pool.adopt(name)
+            self._pool.drain(drain_timeout_s)
+            self._pool.kill()
+        finally:
+            ray_runtime.disconnect()
+
+
+def start_service(options: ServiceOptions) -> Service:
+    """Starts everything and returns once every replica can take jobs.
+
+    Raises:
+        ConfigError: The server, the namespace or the model cannot be used.
+        ServiceUnavailable: Redis or Ray cannot be reached, or a replica died or did not get ready.
+        Nothing that was started is left running.
+    """
+    _check_server(options.redis)
+    ray_runtime.connect(
+        address=options.ray_address,
+        folder=options.ray_folder,
+        namespace=f"thinkstream-{options.redis.namespace}",
+        show_logs=options.show_logs,
+    )
+    try:
+        return _start_actors(options)
+    except BaseException:
+        ray_runtime.disconnect()
+        raise
+
+
+def _check_server(settings: RedisSettings) -> None:
+    connection = Connection(settings)
+    try:
+        server = connection.run(server_check())
+        connection.run(functions.meta_claim(settings.keys))
+    finally:
+        connection.close()
+    logger.info("%s %s at %s", server.name, server.version, settings.masked_url)
+    if not server.append_only:
+        logger.warning("%s keeps no append-only file: jobs are lost when it stops", server.name)
+
+
+def _start_actors(options: ServiceOptions) -> Service:
+    from .actor import SchedulerHandle
+    from .pool import RayPool
+
+    resources = _resources(options)
+    config = SchedulerConfig(redis=options.redis, num_replicas=options.num_replicas)
+    pool = RayPool(options.replica, resources)
+    try:
+        for name in config.replica_names:
+            pool.keep(name)
+        pids = pool.wait_until_ready(options.ready_timeout_s)
+        return Service(pool, SchedulerHandle(config, options.replica, resources), pids)
+    except BaseException:
+        pool.kill()
+        raise
+
+
+def _resources(options: ServiceOptions) -> ReplicaResources:
+    num_cpus = options.num_cpus
+    if num_cpus is None:
+        # On a machine of our own the replicas share what there is; in a cluster each has a core at least.
+        share = num_cores() / max(1, options.num_replicas)
+        num_cpus = 1.0 if options.ray_address else max(0.01, min(1.0, round(share, 2) - 0.01))
+    num_gpus = options.num_gpus
+    if num_gpus is None:
+        num_gpus = 0.0 if options.replica.device == "cpu" else 1.0
+    return ReplicaResources(num_cpus=num_cpus, num_gpus=num_gpus)

@@ -1,0 +1,125 @@
+"""The queue as the scheduler sees it: who lives, what waits, and the calls that move jobs.
+
+The loops over partitions are here. It decides nothing, and its methods raise ``ServiceUnavailable`` when
+Redis cannot be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from thinkstream_client import functions
+from thinkstream_client.call import Call
+from thinkstream_client.connection import Connection
+from thinkstream_client.errors import Fenced, ThinkstreamError
+from thinkstream_client.functions import Claimed, SessionInfo, Swept
+from thinkstream_client.records import SessionId
+from thinkstream_client.settings import RedisSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one look at the queue showed.
+
+    Attributes:
+        sessions: Every session, over all partitions.
+        waiting: Jobs that could be claimed, by partition.
+    """
+
+    sessions: Sequence[SessionInfo] = ()
+    waiting: Mapping[int, int] = field(default_factory=dict[int, int])
+
+
+class RedisQueue:
+    """One namespace, over one connection.
+
+    Args:
+        settings: The server and the namespace.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._keys = settings.keys
+        self._connection = Connection(settings)
+        self._seen = dict.fromkeys(self._keys.partitions, "$")
+
+    def look(self) -> View:
+        """Reads who lives and what waits, over all partitions."""
+        partitions = self._keys.partitions
+        sessions: dict[SessionId, SessionInfo] = {}
+        for found in self._run_all([functions.sessions(self._keys, p) for p in partitions]):
+            for info in found:
+                sessions[info.session] = _joined(sessions.get(info.session), info)
+        backlogs = self._run_all([functions.backlog(self._keys, p) for p in partitions])
+        waiting = {p: backlog.num_jobs for p, backlog in zip(partitions, backlogs, strict=True)}
+        return View(tuple(sessions.values()), waiting)
+
+    def claim(self, partition: int, session: SessionId, num_jobs: int) -> list[Claimed]:
+        """Takes up to ``num_jobs`` of the partition for a session; none if it is gone."""
+        try:
+            return self._connection.run(functions.claim(self._keys, partition, session, num_jobs))
+        except Fenced:
+            return []
+
+    def reap(self, session: SessionId | None = None) -> int:
+        """Puts in line again what a dead session owned.
+
+        Args:
+            session: One known to be dead; None takes those whose lease is over.
+
+        Returns:
+            Number of jobs.
+        """
+        return sum(self._run_all([functions.reap(self._keys, p, session) for p in self._keys.partitions]))
+
+    def sweep(self) -> Swept:
+        """Does what is due, in every partition."""
+        done = self._run_all([functions.sweep(self._keys, p) for p in self._keys.partitions])
+        return Swept(
+            retried=sum(one.retried for one in done),
+            expired=sum(one.expired for one in done),
+            repaired=sum(one.repaired for one in done),
+        )
+
+    def wait(self, timeout_ms: int) -> None:
+        """Returns at the next event, or after ``timeout_ms`` without one.
+
+        Args:
+            timeout_ms: Well below the connection's timeout for a reply, 5 s, so that a server that hangs is
+                noticed here too.
+        """
+        for partition in self._keys.partitions:
+            block_ms = max(1, timeout_ms // self._keys.num_partitions)
+            events = self._connection.run(
+                functions.read_events(self._keys, partition, self._seen[partition], block_ms=block_ms)
+            )
+            if events:
+                self._seen[partition] = events[-1].entry_id
+                return
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.close()
+
+    def _run_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        results: list[T] = []
+        for result in self._connection.run_many(calls):
+            if isinstance(result, ThinkstreamError):
+                raise result
+            results.append(result)
+        return results
+
+
+def _joined(known: SessionInfo | None, found: SessionInfo) -> SessionInfo:
+    """A session seen in several partitions: its slots are one, its jobs add up, each lease counts."""
+    if known is None:
+        return found
+    return replace(
+        known,
+        owned=known.owned + found.owned,
+        draining=known.draining or found.draining,
+        lease_left_ms=min(known.lease_left_ms, found.lease_left_ms),
+    )

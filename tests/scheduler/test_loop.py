@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import redis
+
+from thinkstream_client import functions, wire
+from thinkstream_client.connection import Connection
+from thinkstream_client.functions import Claimed, FinishRow
+from thinkstream_client.keys import Keys
+from thinkstream_client.records import Finish, FinishReason, JobRef, JobStatus, Request, SessionId
+from thinkstream_client.settings import RedisSettings
+from thinkstream_scheduler.config import SchedulerConfig
+from thinkstream_scheduler.embedded import EmbeddedServer
+from thinkstream_scheduler.loop import Scheduler
+from thinkstream_scheduler.redis_queue import RedisQueue
+
+KEYS = Keys("ts")
+NONCE = "nonce"
+
+
+@dataclass
+class FakePool:
+    """Replicas that are names: they are kept, handed jobs and killed, and nothing else."""
+
+    kept: list[str] = field(default_factory=list[str])
+    started: list[str] = field(default_factory=list[str])
+    assigned: list[tuple[str, list[Claimed]]] = field(default_factory=list[tuple[str, list[Claimed]]])
+    dead: list[str] = field(default_factory=list[str])
+
+    def keep(self, name: str) -> None:
+        if name not in self.kept:
+            self.kept.append(name)
+            self.started.append(name)
+
+    def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
+        self.assigned.append((name, list(jobs)))
+
+    def deaths(self) -> list[str]:
+        dead, self.dead = self.dead, []
+        return dead
+
+    def kill(self, name: str) -> None:
+        self.kept.remove(name)
+        self.dead.append(name)
+
+    def jobs_of(self, name: str) -> list[str]:
+        return [job.ref.job_id for replica, jobs in self.assigned if replica == name for job in jobs]
+
+
+class StumblingPool(FakePool):
+    """Fails once, as no pool should."""
+
+    has_stumbled = False
+
+    def deaths(self) -> list[str]:
+        if not self.has_stumbled:
+            self.has_stumbled = True
+            raise ZeroDivisionError
+        return super().deaths()
+
+
+class Bench:
+    """A scheduler on a real server, with what a test does to both."""
+
+    def __init__(self, url: str) -> None:
+        self.settings = RedisSettings(url=url)
+        self.connection = Connection(self.settings)
+        self.pool = FakePool()
+        self.now_s = 0.0
+
+    def scheduler(self, *, num_replicas: int = 0, pool: FakePool | None = None) -> Scheduler:
+        config = SchedulerConfig(redis=self.settings, num_replicas=num_replicas, wake_ms=20)
+        return Scheduler(config, RedisQueue(self.settings), pool or self.pool, lambda: self.now_s)
+
+    def hello(self, replica: str, *, slots: int = 4, lease_ms: int = 60_000, life: str = "1") -> SessionId:
+        session = SessionId(f"{replica}.{life}")
+        call = functions.hello(
+            KEYS, 0, session, NONCE, replica=replica, slots=slots, lease_ms=lease_ms, info={}
+        )
+        self.connection.run(call)
+        return session
+
+    def submit(self, *job_ids: str, tenant: str = "a") -> None:
+        for job_id in job_ids:
+            self.connection.run(functions.submit(KEYS, JobRef(tenant, job_id), Request(prompt="x")))
+
+    def finish(self, session: SessionId, jobs: Sequence[Claimed]) -> None:
+        done = Finish(reason=FinishReason.STOP, num_tokens=0)
+        rows = [
+            FinishRow(
+                ref=job.ref,
+                expected_len=job.mk,
+                last_entry=None,
+                terminal=wire.encode_terminal(done),
+                reason=done.reason,
+                num_tokens=0,
+                cost=1,
+            )
+            for job in jobs
+        ]
+        self.connection.run(functions.finish(KEYS, 0, session, NONCE, rows))
+
+    def status(self, job_id: str, tenant: str = "a") -> JobStatus:
+        return self.connection.run(functions.job_info(KEYS, JobRef(tenant, job_id))).status
+
+
+@pytest.fixture
+def bench(redis_url: str) -> Iterator[Bench]:
+    bench = Bench(redis_url)
+    yield bench
+    bench.connection.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_jobs_go_to_the_emptiest_replica_many_in_one_call(bench: Bench) -> None:
+    bench.hello("small", slots=2)
+    bench.hello("large", slots=8)
+    bench.submit(*(f"j{i}" for i in range(7)))
+    bench.scheduler().turn()
+    assert [(name, len(jobs)) for name, jobs in bench.pool.assigned] == [("large", 7)]
+
+
+def test_no_replica_gets_more_than_its_slots_and_the_rest_waits(bench: Bench) -> None:
+    session = bench.hello("r", slots=3)
+    bench.submit(*(f"j{i}" for i in range(5)))
+    scheduler = bench.scheduler()
+    scheduler.turn()
+    scheduler.turn()
+    assert bench.pool.jobs_of("r") == ["j0", "j1", "j2"]
+    bench.finish(session, bench.pool.assigned[0][1][:1])
+    scheduler.turn()
+    assert bench.pool.jobs_of("r") == ["j0", "j1", "j2", "j3"]
+    assert bench.status("j4") is JobStatus.QUEUED
+
+
+def test_a_full_claim_serves_the_tenants_in_turn(bench: Bench) -> None:
+    bench.submit(*(f"a{i}" for i in range(40)), tenant="a")
+    bench.submit(*(f"b{i}" for i in range(3)), tenant="b")
+    bench.hello("r", slots=8)
+    bench.scheduler().turn()
+    served = [job.ref.tenant for _, jobs in bench.pool.assigned for job in jobs]
+    assert len(served) == 8
+    assert served.count("b") == 3
+
+
+def test_a_death_notice_frees_the_jobs_before_the_lease_ends(bench: Bench) -> None:
+    scheduler = bench.scheduler(num_replicas=1)
+    scheduler.turn()
+    bench.hello("replica-0")
+    bench.submit("j0", "j1")
+    scheduler.turn()
+    assert bench.status("j0") is JobStatus.RUNNING
+    bench.pool.kill("replica-0")
+    scheduler.turn()
+    assert bench.status("j0") is JobStatus.QUEUED
+    assert bench.pool.started == ["replica-0", "replica-0"]
+    bench.hello("replica-0", life="2")
+    scheduler.turn()
+    assert bench.status("j1") is JobStatus.RUNNING
+    assert bench.pool.jobs_of("replica-0") == ["j0", "j1", "j0", "j1"]
+
+
+def test_a_late_death_notice_spares_the_successor_s_session(bench: Bench) -> None:
+    scheduler = bench.scheduler(num_replicas=1)
+    bench.hello("replica-0")
+    scheduler.turn()
+    bench.hello("replica-0", life="2")  # after the scheduler's last look
+    bench.pool.kill("replica-0")
+    scheduler.turn()
+    bench.submit("j0")
+    scheduler.turn()
+    sessions = bench.connection.run(functions.sessions(KEYS, 0))
+    assert [info.session for info in sessions] == ["replica-0.2"]
+    assert bench.status("j0") is JobStatus.RUNNING
+
+
+def test_a_replica_that_dies_before_it_is_ready_waits_for_its_next_start(bench: Bench) -> None:
+    scheduler = bench.scheduler(num_replicas=1)
+    scheduler.turn()
+    bench.pool.kill("replica-0")
+    scheduler.turn()
+    assert bench.pool.started == ["replica-0"]
+    bench.now_s = 1.5
+    scheduler.turn()
+    assert bench.pool.started == ["replica-0", "replica-0"]
+
+
+def test_a_lease_that_ends_gives_its_jobs_to_others(bench: Bench) -> None:
+    scheduler = bench.scheduler()
+    bench.hello("dying", lease_ms=50)
+    bench.submit("j0")
+    scheduler.turn()
+    bench.hello("living")
+    time.sleep(0.06)
+    scheduler.turn()
+    assert bench.pool.jobs_of("dying") == ["j0"]
+    assert bench.pool.jobs_of("living") == ["j0"]
+
+
+def test_a_second_scheduler_knows_everything_at_once(bench: Bench) -> None:
+    session = bench.hello("r", slots=2)
+    bench.submit("j0", "j1", "j2")
+    bench.scheduler().turn()
+    second_pool = FakePool()
+    second = bench.scheduler(pool=second_pool)
+    second.turn()
+    assert second_pool.assigned == []
+    bench.finish(session, bench.pool.assigned[0][1])
+    second.turn()
+    assert second_pool.jobs_of("r") == ["j2"]
+
+
+def test_two_schedulers_at_once_give_no_job_twice(bench: Bench) -> None:
+    for i in range(3):
+        bench.hello(f"r{i}", slots=20)
+    pools = [FakePool(), FakePool()]
+    schedulers = [bench.scheduler(pool=pool) for pool in pools]
+    threads = [threading.Thread(target=scheduler.run) for scheduler in schedulers]
+    for thread in threads:
+        thread.start()
+    bench.submit(*(f"j{i}" for i in range(50)))
+
+    def given() -> list[str]:
+        return [job.ref.job_id for pool in pools for _, jobs in pool.assigned for job in jobs]
+
+    wait_for(lambda: len(given()) >= 50)
+    for scheduler in schedulers:
+        scheduler.stop()
+    for thread in threads:
+        thread.join()
+    assert sorted(given()) == sorted(f"j{i}" for i in range(50))
+
+
+def test_a_draining_replica_gets_nothing(bench: Bench) -> None:
+    session = bench.hello("r")
+    bench.connection.run(functions.beat(KEYS, 0, session, NONCE, draining=True))
+    bench.submit("j0")
+    bench.scheduler().turn()
+    assert bench.pool.assigned == []
+
+
+def test_a_deadline_is_sealed_by_the_sweep(bench: Bench) -> None:
+    call = functions.submit(KEYS, JobRef("a", "late"), Request(prompt="x"), deadline_ms=20)
+    bench.connection.run(call)
+    time.sleep(0.03)
+    bench.scheduler().turn()
+    assert bench.status("late") is JobStatus.EXPIRED
+
+
+def test_rubbish_in_the_queue_stops_nothing(bench: Bench, redis_url: str) -> None:
+    bench.hello("r", slots=4)
+    with redis.Redis.from_url(redis_url) as raw:
+        for name, rubbish in (("job", b"\xff\xfe"), ("nonsense", b"x" * 2_000_000), ("job", b"nobody")):
+            raw.xadd(KEYS.queue(0, 1, "a"), {name: rubbish})
+        raw.zadd(KEYS.ready(0, 1), {"a": 0})
+        raw.zadd(KEYS.again(0, 1), {"no-colon": 0, "a:missing": 0})
+        raw.set(KEYS.queue(0, 1, "wrong"), "not a stream")
+        raw.zadd(KEYS.ready(0, 1), {"wrong": 0})
+    bench.submit("j0")
+    scheduler = bench.scheduler()
+    scheduler.turn()
+    scheduler.turn()
+    assert bench.pool.jobs_of("r") == ["j0"]
+    assert bench.connection.run(functions.backlog(KEYS, 0)).dead >= 3
+
+
+def test_a_submitted_job_wakes_a_sleeping_scheduler(bench: Bench) -> None:
+    bench.hello("r")
+    config = SchedulerConfig(redis=bench.settings, num_replicas=0, wake_ms=1_000)
+    scheduler = Scheduler(config, RedisQueue(bench.settings), bench.pool)
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    bench.submit("j0")
+    wait_for(lambda: bench.pool.jobs_of("r") == ["j0"])
+    assert time.monotonic() - began < 0.5
+    scheduler.stop()
+    thread.join()
+
+
+def test_it_outlives_an_outage_of_redis(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = EmbeddedServer(tmp_path)
+    server.start()
+    bench = Bench(server.url)
+    bench.hello("r", slots=2)
+    scheduler = bench.scheduler()
+    thread = threading.Thread(target=scheduler.run)
+    with caplog.at_level(logging.WARNING):
+        thread.start()
+        try:
+            bench.submit("before")
+            wait_for(lambda: bench.pool.jobs_of("r") == ["before"])
+            server.stop()
+            wait_for(lambda: "Redis is away" in caplog.text)
+            server.start(port=int(server.url.rpartition(":")[2].partition("/")[0]))
+            bench.submit("after")
+            wait_for(lambda: bench.pool.jobs_of("r") == ["before", "after"])
+            assert bench.status("before") is JobStatus.RUNNING
+        finally:
+            scheduler.stop()
+            thread.join()
+            bench.connection.close()
+            server.stop()
+    assert caplog.text.count("Redis is away") == 1
+    assert caplog.text.count("Redis is back") == 1
+
+
+def test_a_mistake_in_a_turn_is_logged_and_the_next_turn_is_made(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.hello("r")
+    pool = StumblingPool()
+    scheduler = bench.scheduler(pool=pool)
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    bench.submit("j0")
+    wait_for(lambda: pool.jobs_of("r") == ["j0"])
+    scheduler.stop()
+    thread.join()
+    assert "a turn failed" in caplog.text
+
+
+def test_the_load_is_told_in_one_line(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.hello("r", slots=4)
+    bench.submit("j0")
+    scheduler = bench.scheduler()
+    with caplog.at_level(logging.INFO):
+        scheduler.turn()
+        bench.now_s = 59.0
+        scheduler.turn()
+        assert caplog.text.count("load:") == 1
+        bench.now_s = 61.0
+        scheduler.turn()
+    assert "load: 1 sessions, 1 of 4 slots taken, 0 jobs wait" in caplog.text
