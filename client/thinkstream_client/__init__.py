@@ -1,1 +1,107 @@
-"""The client of thinkstream: what users install."""
+"""The client of thinkstream: submit jobs, stream their tokens, run batches.
+
+    from thinkstream_client import Client
+
+    with Client() as client:
+        job = client.submit(messages=[("user", "What is the capital of France?")], temperature=0)
+        for chunk in job.stream():
+            print(chunk.text, end="", flush=True)
+
+Importing it needs neither Redis's nor Ray's nor torch's package, and no event loop.
+"""
+
+from __future__ import annotations
+
+from .aio import AsyncClient
+from .aio_job import AsyncJob, AsyncTokenStream
+from .batch import AsyncBatchJob, BatchJob
+from .batch_core import BatchProgress
+from .client import Client
+from .compose import BatchItem
+from .errors import (
+    ConfigError,
+    Conflict,
+    Fenced,
+    InvalidRequest,
+    JobCancelled,
+    JobError,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    PromptTooLong,
+    QueueFull,
+    RecordInvalid,
+    RequestError,
+    ResultExpired,
+    ServiceError,
+    ServiceUnavailable,
+    StreamForked,
+    ThinkstreamError,
+    WeightsError,
+)
+from .functions import JobInfo, JobSummary
+from .job import Job, TokenStream
+from .jsonl import read_lines, result_line
+from .records import (
+    Finish,
+    FinishReason,
+    JobStatus,
+    Message,
+    Request,
+    SamplingParams,
+    Timings,
+    TokenChunk,
+    TokenLogprobs,
+    Usage,
+)
+from .results import BatchResult, JobResult
+from .settings import RedisSettings
+
+__all__ = [
+    "AsyncBatchJob",
+    "AsyncClient",
+    "AsyncJob",
+    "AsyncTokenStream",
+    "BatchItem",
+    "BatchJob",
+    "BatchProgress",
+    "BatchResult",
+    "Client",
+    "ConfigError",
+    "Conflict",
+    "Fenced",
+    "Finish",
+    "FinishReason",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobExpired",
+    "JobFailed",
+    "JobInfo",
+    "JobNotFound",
+    "JobResult",
+    "JobStatus",
+    "JobSummary",
+    "Message",
+    "PromptTooLong",
+    "QueueFull",
+    "RecordInvalid",
+    "RedisSettings",
+    "Request",
+    "RequestError",
+    "ResultExpired",
+    "SamplingParams",
+    "ServiceError",
+    "ServiceUnavailable",
+    "StreamForked",
+    "ThinkstreamError",
+    "Timings",
+    "TokenChunk",
+    "TokenLogprobs",
+    "TokenStream",
+    "Usage",
+    "WeightsError",
+    "read_lines",
+    "result_line",
+]

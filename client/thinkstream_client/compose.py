@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 from .errors import InvalidRequest
@@ -36,6 +37,27 @@ class SamplingFields(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     logprobs: int | None
     seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchItem:
+    """One job of a batch, or why it cannot be one.
+
+    Attributes:
+        number: Its place in the batch or its line in the file, from 1.
+        custom_id: The caller's name for it, any text.
+        request: What it asks for; None where it cannot be taken.
+        error: Why it cannot be taken.
+        is_chat: Whether a result line is to look like a chat completion.
+        model: The model that a line names; only copied to the answer.
+    """
+
+    number: int
+    custom_id: str
+    request: Request | None = None
+    error: InvalidRequest | None = None
+    is_chat: bool = False
+    model: str = ""
 
 
 def new_job_id() -> str:
@@ -128,11 +150,48 @@ def compose_request(
     )
 
 
+def batch_items(
+    given: Iterable[str | Request | BatchItem], sampling: SamplingParams | None
+) -> Iterator[BatchItem]:
+    """Yields the items of a batch; plain text becomes a prompt with ``sampling``."""
+    for number, one in enumerate(given, start=1):
+        if isinstance(one, BatchItem):
+            yield one
+            continue
+        custom_id = f"item-{number}"
+        try:
+            request = _bulk_request(one, sampling)
+        except InvalidRequest as error:
+            yield BatchItem(number=number, custom_id=custom_id, error=error)
+        else:
+            yield BatchItem(number=number, custom_id=custom_id, request=request)
+
+
+def bulk_requests(given: Iterable[str | Request], sampling: SamplingParams | None) -> Iterator[Request]:
+    """Yields requests; plain text becomes a prompt with ``sampling``.
+
+    Raises:
+        InvalidRequest: One of them cannot be taken; names its place, from 1.
+    """
+    for number, one in enumerate(given, start=1):
+        try:
+            request = _bulk_request(one, sampling)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"item {number}: {error.field}", error.value, error.allowed) from None
+        yield request
+
+
+def _bulk_request(given: str | Request, sampling: SamplingParams | None) -> Request:
+    if isinstance(given, Request):
+        return given
+    return compose_request(prompt=given, sampling=sampling, stream=False)
+
+
 def _message(given: Message | Mapping[str, str] | tuple[str, str]) -> Message:
     if isinstance(given, Message):
         return given
     if isinstance(given, Mapping):
-        if given.keys() != {"role", "content"}:
+        if set(given) != {"role", "content"}:
             raise InvalidRequest("messages", sorted(given), "role and content")
         role, content = given["role"], given["content"]
     else:

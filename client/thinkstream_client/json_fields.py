@@ -54,7 +54,7 @@ def json_list(value: object, name: str) -> list[Any]:
     """Returns ``value`` if it is a list."""
     if not isinstance(value, list):
         raise InvalidRequest(name, value, "a list")
-    return cast("list[Any]", value)
+    return cast("list[Any]", value)  # type: ignore[redundant-cast]
 
 
 def ids_of(fields: Mapping[str, Any], name: str) -> list[int] | None:

@@ -4,7 +4,7 @@ A line is either OpenAI's batch form (``custom_id``, ``method``, ``url``, ``body
 completions, or the short form: ``id`` and one of ``prompt``, ``messages`` and ``token_ids``, with sampling
 fields beside them. Both forms may be mixed. Result lines are OpenAI's.
 
-A line that cannot be taken becomes a ``BatchLine`` with an ``InvalidRequest`` that names the line and the
+A line that cannot be taken becomes a ``BatchItem`` with an ``InvalidRequest`` that names the line and the
 field; the others are not touched by it.
 """
 
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
-from .compose import compose_request
-from .errors import InvalidRequest, ThinkstreamError
+from .compose import BatchItem, compose_request
+from .errors import InvalidRequest
 from .json_fields import (
     SAMPLING_NAMES,
     ids_of,
@@ -28,35 +27,13 @@ from .json_fields import (
     text_of,
 )
 from .openai import CHAT_URL, COMPLETIONS_URL, body_of_result, request_of_body
-from .records import Request
-from .results import JobResult
+from .results import BatchResult
 
 MAX_CUSTOM_ID = 512
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLine:
-    """One line of a batch file.
-
-    Attributes:
-        number: Its number, from 1.
-        custom_id: Its id; ``line-<number>`` where it has none that can be read.
-        request: What it asks for; None where it cannot be taken.
-        error: Why it cannot be taken.
-        is_chat: Whether the answer is to look like a chat completion.
-        model: The model that the line names; only copied to the answer.
-    """
-
-    number: int
-    custom_id: str
-    request: Request | None = None
-    error: InvalidRequest | None = None
-    is_chat: bool = True
-    model: str = ""
-
-
-def read_lines(lines: Iterable[str]) -> Iterator[BatchLine]:
-    """Yields a ``BatchLine`` for each line that is not blank; an id that was seen before is an error."""
+def read_lines(lines: Iterable[str]) -> Iterator[BatchItem]:
+    """Yields a ``BatchItem`` for each line that is not blank; an id that was seen before is an error."""
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -64,12 +41,12 @@ def read_lines(lines: Iterable[str]) -> Iterator[BatchLine]:
         parsed = parse_line(line, number)
         if parsed.error is None and parsed.custom_id in seen:
             error = InvalidRequest(f"line {number}: custom_id", parsed.custom_id, "an id of its own")
-            parsed = BatchLine(number=number, custom_id=parsed.custom_id, error=error)
+            parsed = BatchItem(number=number, custom_id=parsed.custom_id, error=error)
         seen.add(parsed.custom_id)
         yield parsed
 
 
-def parse_line(line: str, number: int) -> BatchLine:
+def parse_line(line: str, number: int) -> BatchItem:
     """Returns what one line asks for; never raises."""
     custom_id = f"line-{number}"
     try:
@@ -80,29 +57,25 @@ def parse_line(line: str, number: int) -> BatchLine:
         told = InvalidRequest(f"line {number}: {error.field}", error.value, error.allowed)
     except (ValueError, RecursionError):
         told = InvalidRequest(f"line {number}", line.strip(), "a JSON object")
-    return BatchLine(number=number, custom_id=custom_id, error=told)
+    return BatchItem(number=number, custom_id=custom_id, error=told)
 
 
-def result_line(
-    line: BatchLine, job_id: str, outcome: JobResult | ThinkstreamError, *, created_s: int
-) -> str:
-    """Returns the result of a line in OpenAI's form, without a line break.
+def result_line(result: BatchResult, *, created_s: int) -> str:
+    """Returns a result in OpenAI's form, without a line break.
 
     Args:
-        line: The line that was asked.
-        job_id: Its job; empty where none was submitted.
-        outcome: What came of it.
+        result: What came of an item.
         created_s: Unix time to put into the answer.
     """
-    error, response = None, None
-    if isinstance(outcome, JobResult):
-        answer = body_of_result(outcome, is_chat=line.is_chat, model=line.model, created_s=created_s)
-        response = {"status_code": 200, "request_id": job_id, "body": answer}
-    else:
-        error = {"code": outcome.code, "message": str(outcome)}
+    item, error, response = result.item, None, None
+    if result.result is not None:
+        answer = body_of_result(result.result, is_chat=item.is_chat, model=item.model, created_s=created_s)
+        response = {"status_code": 200, "request_id": result.job_id, "body": answer}
+    elif result.error is not None:
+        error = {"code": result.error.code, "message": str(result.error)}
     row = {
-        "id": f"batch_req_{job_id or line.number}",
-        "custom_id": line.custom_id,
+        "id": f"batch_req_{result.job_id or item.number}",
+        "custom_id": item.custom_id,
         "response": response,
         "error": error,
     }
@@ -134,7 +107,7 @@ def _custom_id(fields: Mapping[str, Any], otherwise: str) -> str:
     return value
 
 
-def _short(fields: dict[str, Any], number: int, custom_id: str) -> BatchLine:
+def _short(fields: dict[str, Any], number: int, custom_id: str) -> BatchItem:
     refuse_unknown(fields, SAMPLING_NAMES | {"id", "custom_id", "prompt", "messages", "token_ids", "tags"})
     request = compose_request(
         prompt=text_of(fields, "prompt"),
@@ -144,17 +117,17 @@ def _short(fields: dict[str, Any], number: int, custom_id: str) -> BatchLine:
         stream=False,
         tags=json_list(fields.get("tags", []), "tags"),
     )
-    return BatchLine(number=number, custom_id=custom_id, request=request, is_chat="messages" in fields)
+    return BatchItem(number=number, custom_id=custom_id, request=request, is_chat="messages" in fields)
 
 
-def _openai(fields: dict[str, Any], number: int, custom_id: str) -> BatchLine:
+def _openai(fields: dict[str, Any], number: int, custom_id: str) -> BatchItem:
     url, body = fields.get("url"), json_object(fields["body"], "body")
     if fields.get("method", "POST") != "POST":
         raise InvalidRequest("method", fields["method"], "POST")
     if url not in (CHAT_URL, COMPLETIONS_URL):
         raise InvalidRequest("url", url, f"{CHAT_URL} or {COMPLETIONS_URL}")
     refuse_unknown(fields, ("custom_id", "method", "url", "body"))
-    return BatchLine(
+    return BatchItem(
         number=number,
         custom_id=custom_id,
         request=request_of_body(body, is_chat=url == CHAT_URL),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .compose import BatchItem
 from .errors import JobCancelled, JobExpired, JobFailed, PromptTooLong, ThinkstreamError
 from .records import Finish, FinishReason, JobFailure, Timings, TokenChunk, TokenLogprobs, Usage
 
@@ -31,6 +32,23 @@ class JobResult:
     timings: Timings = field(default_factory=Timings)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult:
+    """What came of one item of a batch; exactly one of ``result`` and ``error`` is there.
+
+    Attributes:
+        item: The item.
+        job_id: Its job; empty where none was submitted.
+        result: What it brought.
+        error: Why it brought nothing, with what there was in ``error.partial``.
+    """
+
+    item: BatchItem
+    job_id: str = ""
+    result: JobResult | None = None
+    error: ThinkstreamError | None = None
+
+
 class ResultBuilder:
     """Gathers the chunks of one job, in order, from the first on.
 
@@ -43,6 +61,11 @@ class ResultBuilder:
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far."""
+        return len(self._ids)
 
     def add(self, chunk: TokenChunk) -> None:
         """Appends a chunk."""

@@ -1,0 +1,171 @@
+"""One job, as the client for event loops shows it, and how operations run there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+from .connection import AsyncConnection
+from .core import ClientCore
+from .effects import AsyncRun, Blocking, Effect, Operation, Pipeline, Sleep
+from .errors import ThinkstreamError
+from .follow import Submission
+from .functions import JobInfo
+from .records import Finish, JobRef, JobStatus, TokenChunk
+from .result_stream import ResultStream
+from .results import JobResult
+from .settings import RedisSettings
+
+T = TypeVar("T")
+
+
+class AsyncRunner:
+    """Runs operations on an event loop.
+
+    Args:
+        settings: Where Redis is.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._connection = AsyncConnection(settings)
+        self._reader = AsyncConnection(settings, blocking=True)
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Runs an operation to its end and returns what it returns."""
+        reply: Any = None
+        error: ThinkstreamError | None = None
+        while True:
+            try:
+                effect = operation.send(reply) if error is None else operation.throw(error)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            reply, error = None, None
+            try:
+                reply = await self._perform(effect)
+            except ThinkstreamError as refused:
+                error = refused
+
+    async def close(self) -> None:
+        """Closes the sockets."""
+        await self._connection.close()
+        await self._reader.close()
+
+    async def _perform(self, effect: Effect) -> Any:
+        import asyncio
+
+        match effect:
+            case Sleep(ms):
+                await asyncio.sleep(ms / 1000)
+                return None
+            case Blocking(call):
+                return await self._reader.run(call)
+            case Pipeline(calls):
+                return await self._connection.run_many(calls)
+            case _:
+                return await self._connection.run(effect)
+
+
+class AsyncTokenStream(AsyncIterator[TokenChunk]):
+    """A job's tokens as they come. Iterating ends with the job; ``finish`` then says how it ended.
+
+    A job that failed, expired or was cancelled yields what there is and then raises. A chunk without tokens
+    at the end carries text that was held back.
+    """
+
+    def __init__(self, run: AsyncRun, core: ClientCore, stream: ResultStream) -> None:
+        self._run, self._core, self._stream = run, core, stream
+
+    @property
+    def finish(self) -> Finish | None:
+        """The job's end, once it was read."""
+        return self._stream.finish
+
+    async def __anext__(self) -> TokenChunk:
+        chunk = await self._run(self._core.next_chunk(self._stream))
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+
+class AsyncJob:
+    """One job. Holds its payload where this process submitted it, so that it can be submitted again."""
+
+    def __init__(
+        self, run: AsyncRun, core: ClientCore, ref: JobRef, submission: Submission | None = None
+    ) -> None:
+        self._run, self._core, self._ref, self._submission = run, core, ref, submission
+
+    def __repr__(self) -> str:
+        return f"AsyncJob(id={self.id!r}, tenant={self.tenant!r})"
+
+    @property
+    def id(self) -> str:
+        """Its id, unique within the tenant."""
+        return self._ref.job_id
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self._ref.tenant
+
+    async def status(self) -> JobStatus:
+        """Returns where it is in its life.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        return await self._run(self._core.status(self._ref))
+
+    async def info(self) -> JobInfo:
+        """Returns all that the queue knows about it: attempts, owner, times, resolved sampling.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        return await self._run(self._core.info(self._ref))
+
+    def stream(self, from_index: int = 0, *, timeout_s: float | None = None) -> AsyncTokenStream:
+        """Returns its tokens as they come, from any token on, also long after they came.
+
+        Args:
+            from_index: Tokens that the caller has already.
+            timeout_s: How long to wait for the end.
+
+        Iterating raises:
+            JobNotFound, ResultExpired: There is nothing to read.
+            JobFailed, PromptTooLong, JobExpired, JobCancelled: How it ended, after the last token.
+            StreamForked: Redis lost tokens that were read, and others followed.
+            ServiceUnavailable: The connection was lost and did not come back.
+            TimeoutError: The end did not come in time; iterating may go on.
+        """
+        stream = self._core.stream(self._ref, self._submission, from_index=from_index, timeout_s=timeout_s)
+        return AsyncTokenStream(self._run, self._core, stream)
+
+    async def text(self, *, timeout_s: float | None = None) -> str:
+        """Waits for the end and returns the text; raises as ``result`` does."""
+        return (await self.result(timeout_s=timeout_s)).text
+
+    async def result(self, confirm: bool = False, *, timeout_s: float | None = None) -> JobResult:
+        """Waits for the end and returns the whole result.
+
+        Args:
+            confirm: Return only what a crash of Redis cannot take back.
+            timeout_s: How long to wait for the end.
+
+        Raises:
+            JobNotFound, ResultExpired: There is nothing to read.
+            JobFailed, PromptTooLong, JobExpired, JobCancelled: How it ended; ``partial`` holds what there is.
+            ServiceUnavailable: The connection was lost and did not come back.
+            TimeoutError: The end did not come in time.
+        """
+        return await self._run(
+            self._core.result(self._ref, self._submission, confirm=confirm, timeout_s=timeout_s)
+        )
+
+    async def cancel(self) -> JobStatus:
+        """Cancels it at once unless it has ended, and returns its status.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        return await self._run(self._core.cancel(self._ref))

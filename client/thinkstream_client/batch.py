@@ -1,0 +1,157 @@
+"""Batches, as both clients show them: results in the order of their ends, read by a few connections."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
+
+from .batch_core import BLOCK_MS, BatchCore, BatchProgress
+from .core import ClientCore
+from .effects import AsyncRun, Run
+from .errors import ThinkstreamError
+from .follow import Event, Follower
+from .results import BatchResult
+
+if TYPE_CHECKING:
+    import asyncio
+
+_INBOX = 64  # readings that wait to be taken; a slow caller slows the readers, not the replicas
+
+
+class BatchJob:
+    """Many jobs. Iterating submits them as there is room and yields their results as they end.
+
+    One thread per 256 jobs in flight reads; they end with the iteration, also when it is left early. Jobs
+    that were submitted by then run on.
+    """
+
+    def __init__(self, run: Run, client: ClientCore, batch: BatchCore) -> None:
+        self._run, self._client, self._batch = run, client, batch
+
+    @property
+    def id(self) -> str:
+        """First part of the id of every job."""
+        return self._batch.options.batch_id
+
+    @property
+    def progress(self) -> BatchProgress:
+        """How far it is."""
+        return self._batch.progress
+
+    def cancel(self) -> None:
+        """Submits no more and cancels the jobs in flight; iterating goes on to the end.
+
+        Call it from the iterating thread.
+        """
+        self._run(self._batch.cancel())
+
+    def __iter__(self) -> Iterator[BatchResult]:
+        self._run(self._client.connect())
+        inbox: queue.Queue[list[Event] | ThinkstreamError] = queue.Queue(_INBOX)
+        stopping = threading.Event()
+        threads: list[threading.Thread] = []
+        try:
+            while not self._batch.is_finished:
+                self._run(self._batch.submit_some())
+                for follower in self._batch.followers[len(threads) :]:
+                    args = (follower, inbox, stopping)
+                    threads.append(threading.Thread(target=self._read, args=args, daemon=True))
+                    threads[-1].start()
+                yield from self._batch.take(_next(inbox, self._batch.wait_s))
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join()
+
+    def _read(
+        self,
+        follower: Follower,
+        inbox: queue.Queue[list[Event] | ThinkstreamError],
+        stopping: threading.Event,
+    ) -> None:
+        while not stopping.is_set():
+            try:
+                news: list[Event] | ThinkstreamError = self._run(follower.pump(BLOCK_MS))
+            except ThinkstreamError as error:
+                news = error
+            while news and not stopping.is_set():
+                try:
+                    inbox.put(news, timeout=BLOCK_MS / 1000)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(news, ThinkstreamError):
+                return
+
+
+def _next(inbox: queue.Queue[list[Event] | ThinkstreamError], wait_s: float) -> list[Event]:
+    try:
+        news = inbox.get(timeout=wait_s) if wait_s > 0 else inbox.get_nowait()
+    except queue.Empty:
+        return []
+    if isinstance(news, ThinkstreamError):
+        raise news
+    return news
+
+
+class AsyncBatchJob:
+    """Many jobs, on an event loop; see ``BatchJob``. One task per 256 jobs in flight reads."""
+
+    def __init__(self, run: AsyncRun, client: ClientCore, batch: BatchCore) -> None:
+        self._run, self._client, self._batch = run, client, batch
+
+    @property
+    def id(self) -> str:
+        """First part of the id of every job."""
+        return self._batch.options.batch_id
+
+    @property
+    def progress(self) -> BatchProgress:
+        """How far it is."""
+        return self._batch.progress
+
+    async def cancel(self) -> None:
+        """Submits no more and cancels the jobs in flight; iterating goes on to the end."""
+        await self._run(self._batch.cancel())
+
+    async def __aiter__(self) -> AsyncIterator[BatchResult]:
+        import asyncio
+
+        await self._run(self._client.connect())
+        inbox: asyncio.Queue[list[Event] | ThinkstreamError] = asyncio.Queue(_INBOX)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            while not self._batch.is_finished:
+                await self._run(self._batch.submit_some())
+                for follower in self._batch.followers[len(tasks) :]:
+                    tasks.append(asyncio.create_task(self._read(follower, inbox)))
+                for result in self._batch.take(await _next_async(inbox, self._batch.wait_s)):
+                    yield result
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, follower: Follower, inbox: asyncio.Queue[list[Event] | ThinkstreamError]) -> None:
+        while True:
+            try:
+                news = await self._run(follower.pump(BLOCK_MS))
+            except ThinkstreamError as error:
+                await inbox.put(error)
+                return
+            if news:
+                await inbox.put(news)
+
+
+async def _next_async(inbox: asyncio.Queue[list[Event] | ThinkstreamError], wait_s: float) -> list[Event]:
+    import asyncio
+
+    try:
+        news = await asyncio.wait_for(inbox.get(), wait_s) if wait_s > 0 else inbox.get_nowait()
+    except (asyncio.QueueEmpty, TimeoutError):
+        return []
+    if isinstance(news, ThinkstreamError):
+        raise news
+    return news

@@ -1,0 +1,207 @@
+"""The blocking client: a thin face over ``core``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from .batch import BatchJob
+from .batch_core import BatchOptions
+from .compose import BatchItem, Chat, SamplingFields, batch_items, bulk_requests, compose_request, new_job_id
+from .core import ClientCore, job_ref, submission_of
+from .discovery import find_service
+from .follow import PATIENCE_S
+from .functions import JobSummary, SessionInfo
+from .job import Job, Runner
+from .records import Request, SamplingParams
+from .settings import RedisSettings
+
+
+class Client:
+    """Submits jobs and reads their results. May be shared by threads.
+
+    The first operation connects. What follows survives a lost connection for ``patience_s``.
+
+    Args:
+        url: Redis, as ``redis://host:port``; without it ``THINKSTREAM_URL``, else the service that
+            ``thinkstream up`` started on this machine.
+        namespace: First part of the service's keys.
+        patience_s: How long a connection that was lost is tried again.
+        settings: All of the first two at once, wins over them.
+
+    Raises:
+        ServiceUnavailable: Nothing says where the service is.
+        ConfigError: The URL is none of Redis.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        patience_s: float = PATIENCE_S,
+        settings: RedisSettings | None = None,
+    ) -> None:
+        self.settings = settings or find_service(url, namespace)
+        self._runner = Runner(self.settings)
+        self._core = ClientCore(self.settings.keys, patience_s=patience_s)
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connects, and checks that server and namespace are ones we can work with.
+
+        Raises:
+            ServiceUnavailable: Nobody answers.
+            ConfigError: The server is too old or evicts keys, or the namespace speaks another protocol.
+        """
+        self._runner.run(self._core.connect())
+
+    def close(self) -> None:
+        """Closes the sockets. Jobs run on."""
+        self._runner.close()
+
+    def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Chat | None = None,
+        token_ids: Sequence[int] | None = None,
+        sampling: SamplingParams | None = None,
+        id: str | None = None,
+        tenant: str = "default",
+        priority: str = "normal",
+        deadline_s: float | None = None,
+        stream: bool = True,
+        tags: Sequence[str] = (),
+        block: bool = False,
+        timeout_s: float | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> Job:
+        """Submits a job and returns at once.
+
+        Args:
+            prompt: Raw text to go on from; this, ``messages`` or ``token_ids``.
+            messages: A chat: ``Message``, ``{"role": ..., "content": ...}`` or ``(role, content)`` each.
+            token_ids: A tokenized prompt.
+            sampling: How tokens are chosen; or single fields by name (``temperature=0``).
+            id: The job's id; submitting the same job under the same id again changes nothing.
+            tenant: Whose it is.
+            priority: ``high``, ``normal`` or ``low``.
+            deadline_s: Time from now after which it is not wanted any more.
+            stream: Whether tokens are to come one by one; False is cheaper.
+            tags: Labels to find it by.
+            block: Whether to wait while the tenant's queue is full.
+            timeout_s: How long to wait for room.
+
+        Raises:
+            InvalidRequest: A value outside its range; nothing was sent.
+            Conflict: The id is taken by another payload.
+            QueueFull: The tenant has no room, or had none in time.
+            ServiceUnavailable: Nobody answers.
+        """
+        request = compose_request(
+            prompt=prompt,
+            messages=messages,
+            token_ids=token_ids,
+            sampling=sampling,
+            fields=dict(fields),
+            stream=stream,
+            tags=tags,
+        )
+        one = submission_of(request, job_id=id, tenant=tenant, priority=priority, deadline_s=deadline_s)
+        self._runner.run(self._core.submit([one], block=block, timeout_s=timeout_s))
+        return Job(self._runner.run, self._core, one.ref, one)
+
+    def submit_many(
+        self,
+        requests: Iterable[str | Request],
+        *,
+        sampling: SamplingParams | None = None,
+        tenant: str = "default",
+        priority: str = "normal",
+        deadline_s: float | None = None,
+        block: bool = True,
+        timeout_s: float | None = None,
+    ) -> list[Job]:
+        """Submits many jobs in few round trips and returns them in order; see ``submit``.
+
+        Args:
+            requests: Prompts as text, or whole requests.
+            sampling: How tokens are chosen for prompts given as text.
+            tenant: Whose they are.
+            priority: Their class.
+            deadline_s: Time from now after which they are not wanted any more.
+            block: Whether to wait while the tenant's queue is full.
+            timeout_s: How long to wait for room.
+        """
+        all_of_them = [
+            submission_of(request, job_id=None, tenant=tenant, priority=priority, deadline_s=deadline_s)
+            for request in bulk_requests(requests, sampling)
+        ]
+        self._runner.run(self._core.submit(all_of_them, block=block, timeout_s=timeout_s))
+        return [Job(self._runner.run, self._core, one.ref, one) for one in all_of_them]
+
+    def job(self, id: str, *, tenant: str = "default") -> Job:
+        """Returns a job by its id; nothing is asked yet.
+
+        Raises:
+            InvalidRequest: The id or the tenant is no name.
+        """
+        return Job(self._runner.run, self._core, job_ref(id, tenant))
+
+    def jobs(self, *, tag: str | None = None, tenant: str = "default", limit: int = 100) -> list[JobSummary]:
+        """Returns a tenant's jobs, those with a tag where one is given, newest first."""
+        return self._runner.run(self._core.jobs(tenant, tag, limit))
+
+    def replicas(self) -> list[SessionInfo]:
+        """Returns the replicas that are alive."""
+        return self._runner.run(self._core.replicas())
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Waits until a replica is alive.
+
+        Raises:
+            ServiceUnavailable: None came in time.
+        """
+        self._runner.run(self._core.wait_ready(timeout_s))
+
+    def batch(
+        self,
+        requests: Iterable[str | Request | BatchItem],
+        *,
+        sampling: SamplingParams | None = None,
+        id: str | None = None,
+        tenant: str = "default",
+        priority: str = "normal",
+        deadline_s: float | None = None,
+        max_in_flight: int = 1024,
+    ) -> BatchJob:
+        """Returns a batch, which submits as it is iterated and yields results in the order of their ends.
+
+        Args:
+            requests: Prompts as text, whole requests, or items as ``read_lines`` gives them.
+            sampling: How tokens are chosen for prompts given as text.
+            id: The batch's id; the same batch under the same id finds its jobs again.
+            tenant: Whose the jobs are.
+            priority: Their class.
+            deadline_s: Time each job has from its submission.
+            max_in_flight: Jobs in the queue or at work at one time.
+        """
+        options = BatchOptions(
+            batch_id=new_job_id() if id is None else id,
+            tenant=tenant,
+            priority=priority,
+            deadline_s=deadline_s,
+            max_in_flight=max_in_flight,
+        )
+        batch = self._core.batch(batch_items(requests, sampling), options)
+        return BatchJob(self._runner.run, self._core, batch)
