@@ -1,0 +1,255 @@
+"""What tests of the Thinker share: steps through a paged cache, and a tiny reference model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.inputs import StepInputs
+from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.parameters import ThinkerWeights
+from thinkstream_model.thinker import Thinker, random_thinker
+
+BLOCK_SIZE = 16
+BLOCKS_PER_SEQUENCE = 16
+
+
+class Paged:
+    """Sequences by number, each with a scattered block table; a step is a list of (sequence, ids)."""
+
+    def __init__(self, thinker: Thinker, num_sequences: int, *, seed: int = 0) -> None:
+        self.thinker = thinker
+        num_blocks = num_sequences * BLOCKS_PER_SEQUENCE
+        self.kv = KVCache.allocate(
+            thinker.config,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            dtype=thinker.dtype,
+            device=thinker.device,
+        )
+        blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed))
+        self.tables = blocks.view(num_sequences, BLOCKS_PER_SEQUENCE)
+        self.lengths = [0] * num_sequences
+
+    def inputs(self, step: Sequence[tuple[int, Sequence[int]]]) -> StepInputs:
+        """The step's tensors, all rows wanted; the sequences grow by it."""
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for sequence, new_ids in step:
+            start = self.lengths[sequence]
+            self.lengths[sequence] += len(new_ids)
+            for position in range(start, start + len(new_ids)):
+                block = int(self.tables[sequence, position // BLOCK_SIZE])
+                slots.append(block * BLOCK_SIZE + position % BLOCK_SIZE)
+                positions.append(position)
+            ids.extend(new_ids)
+        query_lens = tuple(len(new_ids) for _, new_ids in step)
+        context_lens = tuple(self.lengths[sequence] for sequence, _ in step)
+        num_blocks = -(-max(context_lens) // BLOCK_SIZE)
+        device = self.thinker.device
+        return StepInputs(
+            input_ids_T=torch.tensor(ids, device=device),
+            positions_T=torch.tensor(positions, device=device),
+            slot_mapping_T=torch.tensor(slots, device=device),
+            cu_seqlens_q_B1=torch.tensor([0, *query_lens], device=device).cumsum(0).int(),
+            context_lens_B=torch.tensor(context_lens, dtype=torch.int32, device=device),
+            block_tables_BM=self.tables[[s for s, _ in step], :num_blocks].int().to(device),
+            output_rows_S=torch.arange(len(ids), device=device),
+            query_lens=query_lens,
+            context_lens=context_lens,
+        )
+
+    def step(self, step: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:
+        """Logits of all tokens, one tensor per sequence of the step."""
+        inputs = self.inputs(step)
+        logits = self.thinker.forward(inputs, self.kv)
+        return list(torch.split(logits, list(inputs.query_lens)))
+
+    def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
+        """Decode all prompts together."""
+        inputs = self.inputs(list(enumerate(prompts)))
+        texts: list[list[int]] = [[] for _ in prompts]
+        for turn in range(num_tokens):
+            last_rows = inputs.cu_seqlens_q_B1[1:].long() - 1
+            logits = self.thinker.forward(replace(inputs, output_rows_S=last_rows), self.kv)
+            for text, token_id in zip(texts, logits.argmax(-1), strict=True):
+                text.append(int(token_id))
+            if turn + 1 < num_tokens:
+                inputs = self.inputs([(n, text[-1:]) for n, text in enumerate(texts)])
+        return texts
+
+
+@pytest.fixture
+def paged() -> Callable[..., Paged]:
+    """Makes ``Paged(thinker, num_sequences, seed=0)``."""
+    return Paged
+
+
+@pytest.fixture
+def tiny_config() -> ThinkerConfig:
+    """A shape with both kinds of layers, a query width that is not the hidden width, odd sizes."""
+    return ThinkerConfig(
+        vocab_size=210,
+        hidden_size=56,
+        num_layers=4,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=24,
+        intermediate_size=70,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=37,
+        decoder_sparse_step=1,
+        norm_topk_prob=True,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=512,
+        mlp_only_layers=(2,),
+    )
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path: Path) -> Path:
+    """A folder with a Thinker of two layers, one dense, one with three stacked experts."""
+    config = {
+        "vocab_size": 12,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "intermediate_size": 10,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 6,
+        "decoder_sparse_step": 2,
+        "norm_topk_prob": True,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = random_thinker(ThinkerConfig.from_json(config)).weights
+    tensors = {
+        f"thinker.{name}" if name.startswith("lm_head") else f"thinker.model.{name}": tensor.contiguous()
+        for name, tensor in weights.named_destinations().items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tiny model of transformers and our Thinker with the same weights."""
+
+    model: Any
+    thinker: Thinker
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The reference's logits of a whole text."""
+        with torch.no_grad():
+            tokens = torch.tensor([list(ids)])
+            logits: Tensor = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        return logits[0]
+
+    def generate(self, ids: Sequence[int], num_tokens: int) -> list[int]:
+        """The reference's greedy text."""
+        tokens = torch.tensor([list(ids)])
+        out = self.model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+        )
+        text: list[int] = out[0, len(ids) :].tolist()
+        return text
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # The brief's shape: experts in every second layer, dense ones between, query width = hidden width.
+    "dense_and_moe": {"hidden_size": 128, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    # The released shape: experts in every layer, query width twice the hidden width.
+    "moe_everywhere": {"hidden_size": 64, "decoder_sparse_step": 1, "mlp_only_layers": []},
+}
+
+
+@pytest.fixture(scope="session", params=list(SHAPES))
+def reference(request: pytest.FixtureRequest) -> Reference:
+    """Both shapes in turn."""
+    return _build_reference(SHAPES[request.param])
+
+
+def _build_reference(shape: dict[str, Any]) -> Reference:
+    transformers: Any = pytest.importorskip("transformers")
+    text = {
+        **shape,
+        "vocab_size": 320,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 4, 4]},
+    }
+    width = shape["hidden_size"]
+    config = transformers.Qwen3OmniMoeThinkerConfig(
+        text_config=text,
+        audio_config={
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 32,
+            "output_dim": width,
+            "downsample_hidden_size": 8,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "patch_size": 4,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        audio_token_id=304,
+        audio_start_token_id=302,
+        vision_start_token_id=305,
+        image_token_id=307,
+        video_token_id=308,
+    )
+    torch.manual_seed(1)
+    model = transformers.Qwen3OmniMoeThinkerForConditionalGeneration._from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():  # the default spread leaves routing and logits nearly flat, so errors would hide
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 1.0 if "embed" in name else 0.8 / parameter.shape[-1] ** 0.5)
+            elif "norm" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    weights = ThinkerWeights.empty(
+        ThinkerConfig.from_json(config.to_dict()), device="cpu", dtype=torch.float32
+    )
+    tensors = {
+        name.removeprefix("model.language_model."): tensor for name, tensor in model.state_dict().items()
+    }
+    for name, destination in weights.named_destinations().items():
+        destination.copy_(tensors[name])
+    return Reference(model, Thinker(weights))
