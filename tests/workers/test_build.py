@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from thinkstream_client.errors import ConfigError
+from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_workers.build import build_engine
+from thinkstream_workers.engine import Engine
+from thinkstream_workers.engine_config import EngineConfig
+from thinkstream_workers.mailboxes import Inbox, Outbox
+
+TOKEN_BYTES = 2 * 2 * 8 * 4  # keys and values, layers, one head's width, float32
+
+
+@pytest.fixture(scope="module")
+def thinker() -> Thinker:
+    config = ThinkerConfig(
+        vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=16, num_experts=0, num_experts_per_tok=0, moe_intermediate_size=0,
+        decoder_sparse_step=1, norm_topk_prob=True, rope_theta=10_000.0, rms_norm_eps=1e-6,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    return random_thinker(config, device="cpu", dtype=torch.float32)
+
+
+def engine_of(thinker: Thinker, config: EngineConfig) -> Engine:
+    return build_engine(
+        thinker, config, num_valid_ids=32, inbox=Inbox(), outbox=Outbox(),
+        announce=lambda _: None, on_turn=lambda: None,
+    )  # fmt: skip
+
+
+def test_blocks_are_counted_or_bought(thinker: Thinker) -> None:
+    assert engine_of(thinker, EngineConfig(num_blocks=20)).load.num_blocks == 20
+    bought = EngineConfig(kv_memory_bytes=8 * 40 * TOKEN_BYTES + 1, block_size=8)
+    assert engine_of(thinker, bought).load.num_blocks == 40
+    assert engine_of(thinker, EngineConfig()).load.num_blocks == (64 << 20) // (16 * TOKEN_BYTES)
+
+
+def test_the_context_is_the_models_unless_less_was_asked_for(thinker: Thinker) -> None:
+    assert engine_of(thinker, EngineConfig()).max_context == 128
+    assert engine_of(thinker, EngineConfig(max_context=100)).max_context == 100
+
+
+def test_a_small_cache_cuts_the_context_and_says_so(
+    thinker: Thinker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert engine_of(thinker, EngineConfig(num_blocks=4)).max_context == 64
+    assert "cuts the context of 128 tokens at 64" in caplog.text
+
+
+def test_a_context_that_cannot_be_held_is_refused(thinker: Thinker) -> None:
+    with pytest.raises(ConfigError, match="max_context: got 129, allowed: up to 128"):
+        engine_of(thinker, EngineConfig(max_context=129))
+    with pytest.raises(ConfigError, match="max_context: got 100, allowed: up to 64"):
+        engine_of(thinker, EngineConfig(max_context=100, num_blocks=4))
+
+
+def test_memory_for_less_than_a_block_is_refused(thinker: Thinker) -> None:
+    with pytest.raises(ConfigError, match="kv_memory_bytes: got 100, allowed: at least 2048"):
+        engine_of(thinker, EngineConfig(kv_memory_bytes=100))

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from thinkstream_client.errors import ConfigError
+from thinkstream_workers.engine_config import EngineConfig
+
+
+def test_the_defaults_are_valid() -> None:
+    assert EngineConfig().max_num_batched_tokens >= EngineConfig().max_num_seqs
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs: got 0, allowed: an integer of at least 1"),
+        ({"max_num_seqs": True}, "max_num_seqs: got True, allowed: an integer of at least 1"),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 7}, "max_num_batched_tokens: got 7, .* at least 8"),
+        ({"block_size": 0}, "block_size: got 0"),
+        ({"num_blocks": 0}, "num_blocks: got 0"),
+        ({"kv_memory_bytes": 1.5}, r"kv_memory_bytes: got 1\.5"),
+        ({"max_context": 1}, "max_context: got 1, allowed: an integer of at least 2"),
+        ({"num_blocks": 8, "kv_memory_bytes": 1}, "kv_memory_bytes: got 1 beside num_blocks 8"),
+    ],
+)
+def test_names_field_value_and_range(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(**fields)

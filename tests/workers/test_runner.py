@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from thinkstream_client.records import JobRef
+from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.inputs import StepInputs
+from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_workers.batch import Batch
+from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.orders import JobKey, Submit
+from thinkstream_workers.runner import ModelRunner
+from thinkstream_workers.sampling import ResolvedSampling
+from thinkstream_workers.sequence import Sequence
+
+VOCAB, NUM_IDS, BLOCK = 32, 30, 4
+GREEDY = ResolvedSampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def thinker() -> Thinker:
+    config = ThinkerConfig(
+        vocab_size=VOCAB, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
+        intermediate_size=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8,
+        decoder_sparse_step=1, norm_topk_prob=True, rope_theta=10_000.0, rms_norm_eps=1e-6,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    return random_thinker(config, seed=1)
+
+
+@pytest.fixture
+def blocks() -> BlockManager:
+    return BlockManager(32, BLOCK)
+
+
+@pytest.fixture
+def runner(thinker: Thinker) -> ModelRunner:
+    kv = KVCache.allocate(thinker.config, num_blocks=32, block_size=BLOCK, dtype=torch.float32, device="cpu")
+    return ModelRunner(thinker, kv, num_valid_ids=NUM_IDS)
+
+
+def sequence_of(
+    blocks: BlockManager,
+    prompt: list[int],
+    *,
+    published: tuple[int, ...] = (),
+    sampling: ResolvedSampling = GREEDY,
+) -> Sequence:
+    key = JobKey(JobRef("tenant", f"job-{prompt}"), 1)
+    order = Submit(key=key, prompt_ids=tuple(prompt), published_ids=published, sampling=sampling)
+    sequence = Sequence.of(order, 1)
+    assert blocks.allocate(sequence, sequence.num_tokens + 8)
+    return sequence
+
+
+def listed(tensors: object, names: list[str]) -> Mapping[str, object]:
+    return {name: getattr(tensors, name).tolist() for name in names}
+
+
+def test_lays_out_decodes_and_chunks_side_by_side(runner: ModelRunner, blocks: BlockManager) -> None:
+    decode = sequence_of(blocks, [1, 2, 3, 4, 5])
+    decode.num_computed_tokens = 4
+    middle = sequence_of(blocks, list(range(10, 20)))
+    middle.num_computed_tokens = 3
+    last = sequence_of(blocks, [20, 21])
+    decode.block_table[1], middle.block_table[0], middle.block_table[1] = 9, 20, 7
+    step = runner.prepare(Batch.of([decode, middle, last], [1, 3, 2]))
+    d, m, s = list(decode.block_table), list(middle.block_table), list(last.block_table)
+    assert listed(
+        step.inputs, [name for name in StepInputs.__slots__ if name[-1].isupper() or name[-1] == "1"]
+    ) == {
+        "input_ids_T": [5, 13, 14, 15, 20, 21],
+        "positions_T": [4, 3, 4, 5, 0, 1],
+        "slot_mapping_T": [9 * 4, 20 * 4 + 3, 7 * 4, 7 * 4 + 1, s[0] * 4, s[0] * 4 + 1],
+        "cu_seqlens_q_B1": [0, 1, 4, 6],
+        "context_lens_B": [5, 6, 2],
+        "block_tables_BM": [d[:2], m[:2], [s[0], 0]],  # without the blocks for tokens to come
+        "output_rows_S": [0, 5],
+    }
+    assert step.inputs.query_lens == (1, 3, 2)
+    assert step.inputs.context_lens == (5, 6, 2)
+    assert step.sampled == (decode, last)
+    dtypes = {name: getattr(step.inputs, name).dtype for name in ("input_ids_T", "slot_mapping_T")}
+    assert set(dtypes.values()) == {torch.int64}
+    for name in ("cu_seqlens_q_B1", "context_lens_B", "block_tables_BM"):
+        assert getattr(step.inputs, name).dtype == torch.int32
+
+
+def test_lays_out_the_sampling(runner: ModelRunner, blocks: BlockManager) -> None:
+    plain = sequence_of(
+        blocks, [1, 2], published=(3,),
+        sampling=ResolvedSampling(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=(1 << 64) - 2),
+    )  # fmt: skip
+    penalized = sequence_of(
+        blocks, [4, 5, 6], published=(7, 7),
+        sampling=ResolvedSampling(
+            temperature=0.0, repetition_penalty=1.5, presence_penalty=0.25, frequency_penalty=-0.5,
+            logit_bias={3: 1.5, 4: -2.0}, logprobs=3,
+        ),
+    )  # fmt: skip
+    sampling = runner.prepare(Batch.of([plain, penalized], [3, 5])).sampling
+    assert sampling is not None
+    names = ["temperature_B", "top_k_B", "seed_B", "index_B"]
+    assert listed(sampling, names) == {
+        "temperature_B": [0.5, 0.0],
+        "top_k_B": [7, 0],
+        "seed_B": [-2, 0],
+        "index_B": [2, 3],
+    }
+    assert sampling.top_p_B.tolist() == pytest.approx([0.9, 1.0])
+    assert sampling.min_p_B.tolist() == pytest.approx([0.1, 0.0])
+    assert (sampling.greedy, sampling.unfiltered, sampling.max_top_k) == (False, False, 0)
+    assert sampling.num_logprobs == 4
+    assert sampling.extras is not None
+    assert listed(sampling.extras, list(type(sampling.extras).__slots__)) == {
+        "repetition_B": [1.0, 1.5],
+        "presence_B": [0.0, 0.25],
+        "frequency_B": [0.0, -0.5],
+        "prompt_ids_BL": [[-1, -1, -1], [4, 5, 6]],
+        "output_ids_BL": [[-1, -1], [7, 7]],
+        "bias_ids_BK": [[-1, -1], [3, 4]],
+        "bias_values_BK": [[0.0, 0.0], [1.5, -2.0]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("samplings", "flags"),
+    [
+        ([GREEDY, GREEDY], (True, True, 0)),
+        ([GREEDY, ResolvedSampling()], (False, True, 0)),
+        ([ResolvedSampling(top_k=3), ResolvedSampling(top_k=5)], (False, False, 5)),
+        ([ResolvedSampling(top_k=3), ResolvedSampling(top_p=0.5)], (False, False, 0)),
+        ([ResolvedSampling(min_p=0.5)], (False, False, 0)),
+    ],
+)
+def test_tells_the_sampler_what_it_may_skip(
+    runner: ModelRunner,
+    blocks: BlockManager,
+    samplings: list[ResolvedSampling],
+    flags: tuple[bool, bool, int],
+) -> None:
+    sequences = [sequence_of(blocks, [n], sampling=sampling) for n, sampling in enumerate(samplings)]
+    sampling = runner.prepare(Batch.of(sequences, [1] * len(sequences))).sampling
+    assert sampling is not None
+    assert sampling.extras is None
+    assert sampling.num_logprobs == 0
+    assert (sampling.greedy, sampling.unfiltered, sampling.max_top_k) == flags
+
+
+def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(runner: ModelRunner, blocks: BlockManager) -> None:
+    prompt = [(5 * n) % NUM_IDS for n in range(11)]
+    whole = sequence_of(blocks, prompt)
+    step = runner.prepare(Batch.of([whole], [11]))
+    expected_SV = runner.forward(step)
+    chunked = sequence_of(blocks, prompt)
+    for query_len in (4, 5):
+        step = runner.prepare(Batch.of([chunked], [query_len]))
+        logits_SV = runner.forward(step)
+        assert logits_SV.shape == (0, VOCAB)
+        assert runner.sample(logits_SV, step).token_ids == []
+        chunked.num_computed_tokens += query_len
+    step = runner.prepare(Batch.of([chunked], [2]))
+    assert torch.equal(runner.forward(step), expected_SV)
+    assert runner.sample(expected_SV, step).token_ids == [int(expected_SV[0, :NUM_IDS].argmax())]
+
+
+def test_each_row_gets_as_many_alternatives_as_it_asked_for(
+    runner: ModelRunner, blocks: BlockManager
+) -> None:
+    sequences = [
+        sequence_of(blocks, [n], sampling=ResolvedSampling(temperature=0.0, logprobs=num_top))
+        for n, num_top in enumerate([2, None, 0])
+    ]
+    step = runner.prepare(Batch.of(sequences, [1, 1, 1]))
+    logits_SV: Tensor = torch.arange(VOCAB, dtype=torch.float32).repeat(3, 1)
+    token_ids, logprobs = runner.sample(logits_SV, step)
+    expected = torch.arange(NUM_IDS, dtype=torch.float32).log_softmax(0)
+    assert token_ids == [NUM_IDS - 1] * 3
+    assert logprobs is not None
+    first, none, own = logprobs
+    assert first is not None
+    assert first.logprob == pytest.approx(float(expected[-1]))
+    assert [token_id for token_id, _ in first.top] == [NUM_IDS - 1, NUM_IDS - 2]
+    assert [value for _, value in first.top] == pytest.approx([float(expected[-1]), float(expected[-2])])
+    assert none is None
+    assert own is not None
+    assert own.top == ()
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB])
+def test_refuses_an_id_without_an_embedding(runner: ModelRunner, blocks: BlockManager, token_id: int) -> None:
+    with pytest.raises(ValueError, match="outside the vocabulary of 32"):
+        runner.prepare(Batch.of([sequence_of(blocks, [1, token_id])], [2]))
+
+
+def test_only_a_failed_device_is_fatal(runner: ModelRunner) -> None:
+    assert runner.is_fatal(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    assert runner.is_fatal(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not runner.is_fatal(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not runner.is_fatal(RuntimeError("shape mismatch"))
+    assert not runner.is_fatal(ValueError("CUDA error"))
