@@ -78,13 +78,11 @@ class Heard:
 
     tokens: dict[JobKey, list[TokenOut]] = field(default_factory=dict[JobKey, list[TokenOut]])
     ends: list[SequenceEnd] = field(default_factory=list[SequenceEnd])
-    started: list[JobKey] = field(default_factory=list[JobKey])
 
     def add(self, output: StepOutput) -> None:
         for token in output.tokens:
             self.tokens.setdefault(token.key, []).append(token)
         self.ends += output.ends
-        self.started += output.started
 
     def ids(self, number: int) -> list[int]:
         return [token.token_id for token in self.tokens[key_of(number)]]
@@ -106,10 +104,10 @@ def test_prompt_then_one_token_a_step() -> None:
     batch, output = step(batcher)
     assert batch.query_lens == (5,)
     assert [token.index for token in output.tokens] == [1]
-    assert output.started == [key_of(1)]
+    assert batch.started == (key_of(1),)
     batch, output = step(batcher)
     assert batch.query_lens == (1,)
-    assert output.started == []
+    assert batch.started == ()
     _, output = step(batcher)
     assert [token.index for token in output.tokens] == [3]
     assert output.ends == [SequenceEnd(key=key_of(1), reason=FinishReason.LENGTH)]
@@ -216,16 +214,18 @@ def test_who_has_most_left_to_do_is_preempted_and_computed_again() -> None:
     heard = Heard()
     heard.add(batcher.admit(orders))
     preempted: list[JobKey] = []
+    started: list[JobKey] = []
     running: set[JobKey] = set()
     while batcher.has_work:
         batch, output = step(batcher)
         now = {sequence.key for sequence in batch.sequences}
+        started += batch.started
         preempted += sorted(running - now)
         running = now - {end.key for end in output.ends}
         heard.add(output)
     assert preempted == [key_of(2)]
     assert all(heard.ids(n) == roomy.ids(n) for n in (1, 2, 3))
-    assert heard.started == [key_of(1), key_of(2), key_of(3)]
+    assert started == [key_of(1), key_of(2), key_of(3)]
 
 
 def test_the_prefix_cache_spares_a_shared_beginning() -> None:

@@ -264,6 +264,16 @@ def test_a_suspect_is_announced_before_it_is_stepped_and_alone(
     assert heard.announced == [key_of(1), None]
 
 
+def test_a_start_is_told_before_the_first_token(thinker: Thinker) -> None:
+    with running(thinker, CONFIG, Heard()) as (_, inbox, outbox):
+        inbox.put(submit_of(1, max_tokens=1))
+        first, second = outbox.get(5.0), outbox.get(5.0)
+    assert first is not None
+    assert (first.started, first.tokens) == ([key_of(1)], [])
+    assert second is not None
+    assert (second.started, len(second.tokens), len(second.ends)) == ([], 1, 1)
+
+
 def test_a_full_outbox_holds_the_engine_but_not_its_pulse(thinker: Thinker) -> None:
     turns: list[None] = []
     outbox = Outbox(max_outputs=1)
@@ -276,7 +286,7 @@ def test_a_full_outbox_holds_the_engine_but_not_its_pulse(thinker: Thinker) -> N
     thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()
     thread.join(0.5)
-    assert engine.load.steps == 2  # one output in the box, one in hand
+    assert engine.load.steps == 1  # its start is in the box, its token in hand
     assert 3 < len(turns) < 12
     engine.stop()
     thread.join(5)

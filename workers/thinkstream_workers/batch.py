@@ -46,7 +46,7 @@ class EngineLoad(NamedTuple):
     preemptions: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One step's choice: decodes first, then chunks of prompts.
 
@@ -54,21 +54,28 @@ class Batch:
         sequences: Who takes part.
         query_lens: Tokens of each in this step, behind those it has computed.
         sampled: Those of them that reach the end of their tokens and so get the next one.
+        started: The ownerships of those whose first step this is.
     """
 
     sequences: tuple[Sequence, ...]
     query_lens: tuple[int, ...]
     sampled: tuple[Sequence, ...]
+    started: tuple[JobKey, ...]
 
     @classmethod
-    def of(cls, sequences: Seq[Sequence], query_lens: Seq[int]) -> Batch:
+    def of(cls, sequences: Seq[Sequence], query_lens: Seq[int], started: Seq[Sequence] = ()) -> Batch:
         """Makes the batch of some sequences and their numbers of tokens."""
         sampled = [
             sequence
             for sequence, query_len in zip(sequences, query_lens, strict=True)
             if sequence.num_computed_tokens + query_len == len(sequence.token_ids)
         ]
-        return cls(tuple(sequences), tuple(query_lens), tuple(sampled))
+        return cls(
+            sequences=tuple(sequences),
+            query_lens=tuple(query_lens),
+            sampled=tuple(sampled),
+            started=tuple(sequence.key for sequence in started),
+        )
 
     @property
     def alone(self) -> JobKey | None:

@@ -119,9 +119,6 @@ class Batcher:
         for sequence, query_len in zip(batch.sequences, batch.query_lens, strict=True):
             sequence.num_computed_tokens += query_len
             self._blocks.share(sequence)
-            if not sequence.was_stepped:
-                sequence.was_stepped = True
-                output.started.append(sequence.key)
         logprobs = sampled.logprobs or [None] * len(sampled.token_ids)
         for sequence, token_id, logprob in zip(batch.sampled, sampled.token_ids, logprobs, strict=True):
             sequence.token_ids.append(token_id)
@@ -195,7 +192,12 @@ class Batcher:
             if not budget:
                 break
         sequences = (decodes + prefills)[: len(query_lens)]
-        return Batch.of(sequences, query_lens) if sequences else None
+        if not sequences:
+            return None
+        started = [sequence for sequence in sequences if not sequence.was_stepped]
+        for sequence in started:
+            sequence.was_stepped = True
+        return Batch.of(sequences, query_lens, started)
 
     def _make_room(self, sequence: Sequence) -> None:
         """Gives a sequence the block its next token needs, preempting until there is one.

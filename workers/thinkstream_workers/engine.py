@@ -84,6 +84,7 @@ class Engine:
             batch = self._batcher.next_batch()
             if batch is not None:
                 self._name(batch.alone)
+                self._put(StepOutput(started=list(batch.started)))  # before the step, to be timed
                 self._step(batch)
         self._name(None)
 

@@ -94,8 +94,8 @@ class SequenceEnd:
 class StepOutput:
     """All that one step brought, in the order of the batch.
 
-    ``started`` lists the sequences whose prefill began with this step, so that the Publisher, which has
-    the clock, can time it.
+    ``started`` lists the sequences whose prefill begins. It comes in an output of its own before their
+    first step is done, so that the Publisher, which has the clock, can time it.
     """
 
     tokens: list[TokenOut] = field(default_factory=list["TokenOut"])
