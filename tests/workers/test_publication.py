@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from thinkstream_client.errors import RecordInvalid
-from thinkstream_client.records import FinishReason, JobRef, SessionId, Timings, TokenLogprobs
+from thinkstream_client.records import Finish, FinishReason, JobRef, SessionId, Timings, TokenLogprobs
 from thinkstream_client.wire import (
     Entry,
     Marker,
@@ -20,45 +22,32 @@ from thinkstream_workers.orders import JobKey, TokenOut
 from thinkstream_workers.publication import End, Publication, Repair
 from thinkstream_workers.result_stream import ResultStream
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.workers.conftest import Letters
+
+    Make = Callable[..., Publication]
+
 REF = JobRef("t", "job-1")
 SESSION = SessionId("r.1")
 EOS = 0
 
 
-class Letters:
-    """Token 65 is A; holds back what could begin the one stop string."""
+@pytest.fixture
+def publication(letters: Letters) -> Make:
+    def make(*, grain: int = 1, mk: int = 1, stop: str = "") -> Publication:
+        return Publication(
+            JobKey(REF, mk),
+            session=SESSION,
+            grain=grain,
+            num_prompt_tokens=7,
+            times=JobTimes(queued_ms=0, adopted_at=0.0),
+            stop_token_ids=frozenset({EOS}),
+            text=letters.detokenizer([stop] if stop else []),
+        )
 
-    def __init__(self, stop: str = "") -> None:
-        self._stop, self._held, self.stopped = stop, "", False
-
-    def push(self, token_id: int) -> str:
-        self._held += chr(token_id)
-        if self._stop and self._stop in self._held:
-            self.stopped = True
-            return self._release(self._held.index(self._stop))
-        for size in range(len(self._stop) - 1, 0, -1):
-            if self._held.endswith(self._stop[:size]):
-                return self._release(len(self._held) - size)
-        return self._release(len(self._held))
-
-    def finish(self) -> str:
-        return self._release(len(self._held))
-
-    def _release(self, size: int) -> str:
-        text, self._held = self._held[:size], self._held[size:]
-        return text
-
-
-def publication(*, grain: int = 1, mk: int = 1, stop: str = "") -> Publication:
-    return Publication(
-        JobKey(REF, mk),
-        session=SESSION,
-        grain=grain,
-        num_prompt_tokens=7,
-        times=JobTimes(queued_ms=0, adopted_at=0.0),
-        stop_token_ids=frozenset({EOS}),
-        text=Letters(stop),
-    )
+    return make
 
 
 def push(pub: Publication, text: str) -> None:
@@ -82,8 +71,8 @@ def stream(
         Marker(num_tokens=0, mk=n, claims=n, session=SessionId(session), claimed_ms=0)
         for n in range(1, mk + 1)
     ]
-    finish = decode_terminal(ended(publication(), "").terminal(Timings()))
-    return ResultStream.of([*markers, *entries, *([Terminal(finish)] if sealed else [])])
+    seal = [Terminal(Finish(reason=FinishReason.LENGTH, num_tokens=0))] if sealed else []
+    return ResultStream.of([*markers, *entries, *seal])
 
 
 def ended(pub: Publication, text: str, reason: FinishReason = FinishReason.LENGTH) -> Publication:
@@ -92,7 +81,7 @@ def ended(pub: Publication, text: str, reason: FinishReason = FinishReason.LENGT
     return pub
 
 
-def test_entries_hold_one_grain_each_and_the_crc_of_all_before() -> None:
+def test_entries_hold_one_grain_each_and_the_crc_of_all_before(publication: Make) -> None:
     pub = publication(grain=2)
     push(pub, "ABCDE")
     entries = take_entries(pub)
@@ -105,7 +94,7 @@ def test_entries_hold_one_grain_each_and_the_crc_of_all_before() -> None:
     assert (pub.num_published, pub.num_tokens) == (4, 5)
 
 
-def test_expected_length_counts_entries_and_markers() -> None:
+def test_expected_length_counts_entries_and_markers(publication: Make) -> None:
     pub = publication(grain=2, mk=3)
     assert pub.expected_len == 3
     push(pub, "ABCD")
@@ -114,7 +103,7 @@ def test_expected_length_counts_entries_and_markers() -> None:
 
 
 @pytest.mark.parametrize(("text", "last"), [("ABC", (67,)), ("ABCD", (67, 68)), ("", None)])
-def test_the_last_entry_goes_with_the_end(text: str, last: tuple[int, ...] | None) -> None:
+def test_the_last_entry_goes_with_the_end(publication: Make, text: str, last: tuple[int, ...] | None) -> None:
     pub = ended(publication(grain=2), text)
     take_entries(pub)
     data = pub.last_entry()
@@ -122,7 +111,7 @@ def test_the_last_entry_goes_with_the_end(text: str, last: tuple[int, ...] | Non
     assert decode_terminal(pub.terminal(Timings())).num_tokens == len(text)
 
 
-def test_a_stop_id_is_a_token_without_text_and_releases_what_was_held() -> None:
+def test_a_stop_id_is_a_token_without_text_and_releases_what_was_held(publication: Make) -> None:
     pub = publication(stop="BYE")
     push(pub, "AB")
     pub.push(TokenOut(pub.key, 3, EOS))
@@ -138,7 +127,7 @@ def test_a_stop_id_is_a_token_without_text_and_releases_what_was_held() -> None:
     assert decode_terminal(pub.terminal(Timings())).text == "B", "a repeated call says the same"
 
 
-def test_a_stop_string_ends_the_job_and_what_the_engine_adds_is_ignored() -> None:
+def test_a_stop_string_ends_the_job_and_what_the_engine_adds_is_ignored(publication: Make) -> None:
     pub = publication(grain=16, stop="BYE")
     push(pub, "ABYE")
     assert pub.end == End(reason=FinishReason.STOP)
@@ -153,7 +142,7 @@ def test_a_stop_string_ends_the_job_and_what_the_engine_adds_is_ignored() -> Non
     assert (finish.reason, finish.num_tokens, finish.text) == (FinishReason.STOP, 4, "")
 
 
-def test_log_probabilities_travel_with_their_tokens() -> None:
+def test_log_probabilities_travel_with_their_tokens(publication: Make) -> None:
     pub = publication(grain=2)
     for index, logprob in enumerate((-0.5, -0.25), start=1):
         pub.push(TokenOut(pub.key, index, 65, TokenLogprobs(logprob, ((65, logprob),))))
@@ -162,14 +151,14 @@ def test_log_probabilities_travel_with_their_tokens() -> None:
     assert [one.logprob for one in logprobs] == [-0.5, -0.25]
 
 
-def test_a_token_that_does_not_follow_is_refused() -> None:
+def test_a_token_that_does_not_follow_is_refused(publication: Make) -> None:
     pub = publication()
     with pytest.raises(ValueError, match="token 2 after 0"):
         pub.push(TokenOut(pub.key, 2, 65))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_a_resumed_publication_goes_on_as_the_first_would_have(cut: int) -> None:
+def test_a_resumed_publication_goes_on_as_the_first_would_have(publication: Make, cut: int) -> None:
     whole = publication(grain=2, stop="FGX")
     push(whole, "ABCDEFGH")
     entries = take_entries(whole)
@@ -181,7 +170,7 @@ def test_a_resumed_publication_goes_on_as_the_first_would_have(cut: int) -> None
     assert take_entries(resumed) == entries[cut:]
 
 
-def test_replay_notices_an_end_that_lacked_only_its_seal() -> None:
+def test_replay_notices_an_end_that_lacked_only_its_seal(publication: Make) -> None:
     first = publication(stop="BC")
     push(first, "ABC")
     first.end = None
@@ -195,7 +184,7 @@ def test_replay_notices_an_end_that_lacked_only_its_seal() -> None:
     assert third.end == End(reason=FinishReason.STOP)
 
 
-def test_replay_refuses_entries_of_another_history() -> None:
+def test_replay_refuses_entries_of_another_history(publication: Make) -> None:
     pub = publication()
     push(pub, "AB")
     entries = take_entries(pub)
@@ -203,7 +192,7 @@ def test_replay_refuses_entries_of_another_history() -> None:
         publication(mk=2).replay(entries[1:])
 
 
-def test_repair_after_a_lost_reply_goes_on_behind_the_entry() -> None:
+def test_repair_after_a_lost_reply_goes_on_behind_the_entry(publication: Make) -> None:
     pub = publication(grain=2)
     push(pub, "ABCD")
     entries = take_entries(pub)
@@ -212,7 +201,7 @@ def test_repair_after_a_lost_reply_goes_on_behind_the_entry() -> None:
     assert pub.num_published == 4
 
 
-def test_repair_publishes_again_what_redis_lost() -> None:
+def test_repair_publishes_again_what_redis_lost(publication: Make) -> None:
     pub = publication(grain=2)
     push(pub, "ABCDEF")
     entries = take_entries(pub)
@@ -225,7 +214,7 @@ def test_repair_publishes_again_what_redis_lost() -> None:
 @pytest.mark.parametrize(
     "what", ["sealed", "taken over", "same mark, other session", "other tokens", "longer"]
 )
-def test_repair_leaves_what_is_not_ours(what: str) -> None:
+def test_repair_leaves_what_is_not_ours(publication: Make, what: str) -> None:
     pub = publication()
     push(pub, "AB")
     entries = take_entries(pub)

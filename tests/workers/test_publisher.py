@@ -1,0 +1,327 @@
+"""The Publisher against a real server, with an engine's outputs put into the outbox by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import pytest
+import redis
+
+from thinkstream_client import functions
+from thinkstream_client.call import Call
+from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStatus
+from thinkstream_client.wire import Entry, Marker
+from thinkstream_workers.job_table import JobTable
+from thinkstream_workers.job_times import JobTimes
+from thinkstream_workers.mailboxes import Inbox, Outbox
+from thinkstream_workers.orders import JobKey, SequenceEnd, StepOutput, Stop, StopCause, TokenOut
+from thinkstream_workers.publication import Publication
+from thinkstream_workers.publisher import Publisher
+from thinkstream_workers.pulse import Pulse
+from thinkstream_workers.session import Session
+
+if TYPE_CHECKING:
+    from tests.workers.conftest import Letters, Service
+
+T = TypeVar("T")
+
+
+class FlakyConnection:
+    """Carries out a call and loses its reply, or loses the call, when told to."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.lose_reply_of: list[str] = []
+        self.refuse = False
+        self.sent: list[str] = []
+
+    def run(self, call: Call[T]) -> T:
+        if self.refuse:
+            raise ServiceUnavailable("refused by the test")
+        reply = self._service.connection.run(call)
+        name = str(call.args[1]) if call.args[0] == "FCALL" else str(call.args[0])
+        self.sent.append(name)
+        if name in self.lose_reply_of:
+            self.lose_reply_of.remove(name)
+            raise ServiceUnavailable("lost by the test")
+        return reply
+
+
+class Replica:
+    """A Publisher with its surroundings, turned by hand."""
+
+    def __init__(self, service: Service, letters: Letters) -> None:
+        self._service, self._letters = service, letters
+        self.connection = FlakyConnection(service)
+        self.session = Session(service.config(lease_ms=20_000), self.connection, {})
+        self.table, self.inbox, self.outbox, self.pulse = JobTable(), Inbox(), Outbox(), Pulse()
+        self.adopted: list[JobKey] = []
+        self.publisher = Publisher(
+            self.session,
+            20_000,
+            table=self.table,
+            inbox=self.inbox,
+            outbox=self.outbox,
+            pulse=self.pulse,
+            adopt=self.adopted.append,
+        )
+        self.session.open()
+
+    def take(self, *, grain: int = 1, stop: tuple[str, ...] = ()) -> list[JobKey]:
+        """Claims all jobs there are and prepares their publications."""
+        keys: list[JobKey] = []
+        for claimed in self._service.claim(self.session.id):
+            key = JobKey(claimed.ref, claimed.mk)
+            publication = Publication(
+                key,
+                session=self.session.id,
+                grain=grain,
+                num_prompt_tokens=3,
+                times=JobTimes(queued_ms=0, adopted_at=time.monotonic()),
+                stop_token_ids=frozenset({0}),
+                text=self._letters.detokenizer(stop),
+            )
+            publication.replay(self.session.read_stream(claimed.ref).entries)
+            self.table.expect(key)
+            self.table.place(publication)
+            keys.append(key)
+        return keys
+
+    def make(self, *outputs: StepOutput, num_turns: int = 1) -> None:
+        """Puts outputs into the outbox and turns."""
+        for output in outputs:
+            assert self.outbox.put(output, 0.0)
+        for _ in range(num_turns):
+            self.publisher.turn(0.0)
+
+    def stops(self) -> list[tuple[JobKey, StopCause]]:
+        return [
+            (order.key, order.cause) for order in self.inbox.drain(block=False) if isinstance(order, Stop)
+        ]
+
+
+def tokens(key: JobKey, text: str, start: int = 1) -> list[StepOutput]:
+    """One output per token, as decode steps bring them."""
+    return [StepOutput(tokens=[TokenOut(key, index, ord(c))]) for index, c in enumerate(text, start)]
+
+
+def end(
+    key: JobKey, reason: FinishReason = FinishReason.LENGTH, error: JobFailure | None = None
+) -> StepOutput:
+    return StepOutput(ends=[SequenceEnd(key=key, reason=reason, num_cached_tokens=2, error=error)])
+
+
+@pytest.fixture
+def replica(service: Service, letters: Letters) -> Replica:
+    return Replica(service, letters)
+
+
+def test_a_batch_is_published_with_one_call_per_step(service: Service, replica: Replica) -> None:
+    refs = [service.submit(f"job-{i}") for i in range(3)]
+    keys = replica.take()
+    replica.publisher.turn(0.0)
+    replica.connection.sent.clear()
+    for index, letter in enumerate(b"AB", start=1):
+        replica.make(StepOutput(tokens=[TokenOut(key, index, letter) for key in keys]))
+    assert replica.connection.sent == ["ts1_step", "ts1_step"]
+    replica.make(StepOutput(ends=[end(key).ends[0] for key in keys]))
+    assert replica.connection.sent[2:] == ["ts1_finish"]
+    for ref in refs:
+        result = service.result(ref)
+        assert (result.ids, result.text) == ((65, 66), "AB")
+        assert result.finish is not None
+        assert result.finish.reason is FinishReason.LENGTH
+        assert (result.finish.usage.prompt_tokens, result.finish.usage.cached_tokens) == (3, 2)
+        assert service.info(ref).status is JobStatus.DONE
+    assert len(replica.table) == 0
+
+
+@pytest.mark.parametrize("num_tokens", [3, 4, 5])
+def test_the_end_takes_the_rest_of_a_grain_along(service: Service, replica: Replica, num_tokens: int) -> None:
+    ref = service.submit("job", grain=2)
+    (key,) = replica.take(grain=2)
+    text = "ABCDE"[:num_tokens]
+    replica.make(*tokens(key, text), end(key), num_turns=4)
+    result = service.result(ref)
+    assert result.text == text
+    sizes = [len(entry.token_ids) for entry in result.raw if isinstance(entry, Entry)]
+    assert sizes == {3: [2, 1], 4: [2, 2], 5: [2, 2, 1]}[num_tokens]
+    assert service.info(ref).n == num_tokens
+
+
+def test_a_stop_string_ends_the_job_here_and_in_the_engine(service: Service, replica: Replica) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take(stop=("CD",))
+    replica.make(*tokens(key, "ABCDEF"), num_turns=8)
+    result = service.result(ref)
+    assert (result.text, result.ids) == ("AB", tuple(b"ABCD"))
+    assert result.finish is not None
+    assert (result.finish.reason, result.finish.num_tokens) == (FinishReason.STOP, 4)
+    assert replica.stops() == [(key, StopCause.STOP_STRING)]
+
+
+@pytest.mark.parametrize("lost", ["ts1_step", "ts1_finish"])
+def test_a_lost_reply_doubles_nothing(service: Service, replica: Replica, lost: str) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    replica.make(*tokens(key, "AB"), num_turns=2)
+    replica.connection.lose_reply_of.append(lost)
+    replica.make(*tokens(key, "CD", start=3), end(key), num_turns=6)
+    assert not replica.connection.lose_reply_of
+    result = service.result(ref)
+    assert (result.text, result.ids) == ("ABCD", tuple(b"ABCD"))
+    assert result.finish is not None
+    assert len(replica.table) == 0
+
+
+def test_nothing_is_dropped_while_redis_is_away(service: Service, replica: Replica) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    replica.connection.refuse = True
+    replica.make(*tokens(key, "AB"), num_turns=2)
+    assert service.result(ref).ids == ()
+    replica.connection.refuse = False
+    replica.connection.sent.clear()
+    replica.make(*tokens(key, "C", start=3), end(key), num_turns=4)
+    assert replica.connection.sent[0] == "ts1_beat", "after a reconnect the session asks first"
+    assert service.result(ref).text == "ABC"
+
+
+def test_what_redis_lost_is_published_again(service: Service, replica: Replica, redis_url: str) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    replica.make(*tokens(key, "ABCD"), num_turns=4)
+    _roll_back(redis_url, service.keys.out(ref), keep=3)  # the marker and two tokens
+    replica.make(*tokens(key, "E", start=5), end(key), num_turns=5)
+    result = service.result(ref)
+    assert (result.text, result.ids) == ("ABCDE", tuple(b"ABCDE"))
+    assert [type(entry) for entry in result.raw[:-1]] == [Marker, *[Entry] * 5]
+
+
+def test_another_history_is_left_alone(service: Service, replica: Replica, redis_url: str) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    replica.make(*tokens(key, "AB"), num_turns=2)
+    before = service.result(ref)
+    other = JobRef("t", "other")
+    service.submit("other")
+    (other_key,) = [k for k in replica.take() if k.ref == other]
+    replica.make(*tokens(other_key, "XYZ"), num_turns=3)
+    with redis.Redis.from_url(redis_url) as client:
+        # Same length, other tokens: then one entry less than we expect.
+        client.delete(service.keys.out(ref))
+        _copy(client, service.keys.out(other), service.keys.out(ref), num_entries=2)
+    replica.make(*tokens(key, "C", start=3), num_turns=2)
+    assert key not in replica.table
+    assert (key, StopCause.DROPPED) in replica.stops()
+    assert len(service.result(ref).raw) == len(before.raw) - 1
+
+
+def test_a_cancelled_job_is_dropped_at_its_next_step(service: Service, replica: Replica) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    replica.make(*tokens(key, "A"))
+    service.connection.run(functions.cancel(service.keys, ref))
+    replica.make(*tokens(key, "B", start=2), num_turns=2)
+    assert replica.stops() == [(key, StopCause.DROPPED)]
+    result = service.result(ref)
+    assert result.ids == (65,)
+    assert result.finish is not None
+    assert result.finish.reason is FinishReason.CANCELLED
+
+
+def test_a_beat_drops_what_is_not_ours_and_adopts_what_is(service: Service, replica: Replica) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    service.connection.run(functions.cancel(service.keys, ref))
+    service.submit("assigned-but-lost")
+    (claimed,) = service.claim(replica.session.id)
+    replica.publisher.beat_soon()
+    replica.make()
+    assert replica.stops() == [(key, StopCause.DROPPED)]
+    assert replica.adopted == [JobKey(claimed.ref, claimed.mk)]
+
+
+def test_a_fenced_session_drops_all_and_starts_anew(service: Service, replica: Replica) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    replica.make(*tokens(key, "A"))
+    old = replica.session.id
+    service.connection.run(functions.reap(service.keys, 0, old))
+    replica.make(*tokens(key, "B", start=2), num_turns=2)
+    assert replica.stops() == [(key, StopCause.DROPPED)]
+    assert len(replica.table) == 0
+    assert replica.session.id != old
+    assert replica.session.is_open
+    (again,) = replica.take()
+    assert again == JobKey(ref, 2)
+    replica.make(*tokens(again, "B", start=2), end(again), num_turns=3)
+    result = service.result(ref)
+    assert (result.text, result.ids) == ("AB", (65, 66))
+
+
+def test_a_silent_engine_gets_no_beat(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica.connection.sent.clear()
+    real = time.monotonic
+
+    def half_a_lease_later() -> float:
+        return real() + 11
+
+    monkeypatch.setattr(time, "monotonic", half_a_lease_later)
+    replica.make()
+    assert replica.connection.sent == []
+    replica.pulse.stamp()
+    replica.make()
+    assert replica.connection.sent == ["ts1_beat"]
+
+
+def test_a_full_redis_loses_nothing_and_still_takes_ends(
+    service: Service, replica: Replica, redis_url: str
+) -> None:
+    going, ending = service.submit("going"), service.submit("ending")
+    keys = {key.ref: key for key in replica.take()}
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        replica.make(*tokens(keys[going], "A"), end(keys[ending], FinishReason.STOP), num_turns=2)
+        assert service.result(going).ids == ()
+        assert service.result(ending).finish is not None
+        client.config_set("maxmemory", 0)
+    replica.make(num_turns=2)
+    assert service.result(going).ids == (65,)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("PromptTooLong", JobStatus.FAILED), ("StepFailed", JobStatus.WAITING)]
+)
+def test_failures_are_final_or_tried_again(
+    service: Service, replica: Replica, code: str, status: JobStatus
+) -> None:
+    ref = service.submit("job")
+    (key,) = replica.take()
+    failure = JobFailure(code=code, message="so it is", data={"limit": 5})
+    replica.make(*tokens(key, "A"), end(key, FinishReason.FAILED, failure), num_turns=2)
+    info = service.info(ref)
+    assert info.status is status
+    assert info.failure == failure
+    assert service.result(ref).ids == (65,), "what was made before the failure is kept"
+    assert len(replica.table) == 0
+
+
+def test_tokens_of_a_dropped_job_make_the_engine_forget_it(replica: Replica) -> None:
+    stranger = JobKey(JobRef("t", "stranger"), 1)
+    replica.make(*tokens(stranger, "A"))
+    assert replica.stops() == [(stranger, StopCause.DROPPED)]
+
+
+def _roll_back(url: str, stream: str, *, keep: int) -> None:
+    """Leaves a stream as it was some entries ago, as a restart from an older file does."""
+    with redis.Redis.from_url(url) as client:
+        client.rename(stream, "aside")
+        _copy(client, "aside", stream, num_entries=keep)
+
+
+def _copy(client: redis.Redis, source: str, target: str, *, num_entries: int) -> None:
+    for entry_id, fields in cast("list[Any]", client.xrange(source, count=num_entries)):
+        client.xadd(target, fields, id=entry_id)

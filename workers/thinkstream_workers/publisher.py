@@ -1,0 +1,269 @@
+"""The only thread that writes tokens to Redis.
+
+It takes step outputs from the Engine, turns them into entries and sends one ``step`` call for the whole
+batch; it seals what has ended, renews the lease and deals with every refusal. It never has more than one
+entry of a job under way, and keeps all tokens until the job's end: whatever Redis did not take or has lost
+is sent again, and nothing is dropped but what belongs to others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from thinkstream_client.errors import Fenced, QueueFull, RecordInvalid, ServiceError, ServiceUnavailable
+from thinkstream_client.functions import StepReply, StepRow
+from thinkstream_client.records import FinishReason, JobFailure
+
+from .endings import finish_row, is_final, log_end
+from .job_table import JobTable
+from .mailboxes import Inbox, Outbox
+from .orders import JobKey, SequenceEnd, StepOutput, Stop, StopCause, TokenOut
+from .publication import End, Publication, Repair
+from .pulse import Pulse
+from .session import Session
+
+logger = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.05
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+MAX_REPAIRS = 3
+"""Refusals in a row after which a job is left to whoever owns it."""
+
+
+class Publisher:
+    """Publishes what the Engine makes, and keeps the session alive while the Engine is.
+
+    Args:
+        session: Writes to Redis.
+        lease_ms: Length of the lease.
+        table: The jobs taken up.
+        inbox: Where the Engine is told to forget a sequence.
+        outbox: Where its outputs come from.
+        pulse: Whether it is alive.
+        adopt: Takes up a job that Redis says is ours and that we do not know.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        lease_ms: int,
+        *,
+        table: JobTable,
+        inbox: Inbox,
+        outbox: Outbox,
+        pulse: Pulse,
+        adopt: Callable[[JobKey], None],
+    ) -> None:
+        self._session = session
+        self._beat_every_s = lease_ms / 4_000
+        self._max_silence_ms = lease_ms / 2
+        self._table = table
+        self._inbox = inbox
+        self._outbox = outbox
+        self._pulse = pulse
+        self._adopt = adopt
+        self._stopping = threading.Event()
+        self._waiting: dict[JobKey, Publication] = {}  # have something to send
+        self._failed: dict[JobKey, JobFailure] = {}  # are to be given back as failed
+        self._repairs: dict[JobKey, int] = {}  # refusals in a row
+        self._beat_at = 0.0
+        self._backoff_s = 0.0
+
+    def run(self) -> None:
+        """Publishes until told to stop."""
+        while not self._stopping.is_set():
+            self.turn()
+
+    def stop(self) -> None:
+        """Ends ``run`` after the present turn; what is not sent stays unsent."""
+        self._stopping.set()
+
+    def beat_soon(self) -> None:
+        """Makes the next turn beat, whenever the last one was."""
+        self._beat_at = 0.0
+
+    def turn(self, wait_s: float = IDLE_WAIT_S) -> None:
+        """Beats if it is time, takes what the Engine has made, and sends it.
+
+        While something of earlier turns is unsent nothing new is taken: the outbox fills, and the Engine
+        waits with it.
+        """
+        try:
+            self._beat_if_due()
+            if not self._waiting and not self._failed:
+                self._take_all(wait_s)
+            self._send()
+            self._backoff_s = 0.0
+        except Fenced:
+            self._start_over()
+        except (ServiceUnavailable, QueueFull) as error:
+            self._back_off(error)
+
+    def _beat_if_due(self) -> None:
+        now = time.monotonic()
+        if now < self._beat_at or not self._pulse.is_younger_than(self._max_silence_ms):
+            return
+        if not self._session.is_open:
+            self._session.open()
+        known = self._table.keys()
+        owned = self._session.beat()
+        # Only what was known before the beat: a job assigned since may be missing from the reply.
+        for key in known - owned:
+            self._drop(key, "not ours any more")
+        for key in owned - known:
+            self._adopt(key)
+        self._beat_at = now + self._beat_every_s
+
+    def _take_all(self, wait_s: float) -> None:
+        output = self._outbox.get(wait_s)
+        while output is not None:
+            self._take(output)
+            output = self._outbox.get(0.0)
+
+    def _take(self, output: StepOutput) -> None:
+        now = time.monotonic()
+        for key in output.started:
+            publication = self._table.get(key)
+            if publication is not None and publication.times.started_at is None:
+                publication.times.started_at = now
+        for token in output.tokens:
+            self._take_token(token, now)
+        for end in output.ends:
+            self._take_end(end)
+
+    def _take_token(self, token: TokenOut, now: float) -> None:
+        publication = self._table.get(token.key)
+        if publication is None:  # dropped while the token was under way
+            self._inbox.put(Stop(key=token.key))
+            return
+        if publication.end is not None:  # behind a stop string
+            return
+        try:
+            publication.push(token)
+        except ValueError:
+            logger.exception("job %s: the engine's tokens do not follow each other", token.key.ref.job_id)
+            self._drop(token.key, "broken")
+            return
+        if publication.times.first_token_at is None:
+            publication.times.first_token_at = now
+        if publication.end is not None:
+            self._inbox.put(Stop(key=token.key, cause=StopCause.STOP_STRING))
+        if publication.has_something:
+            self._waiting[token.key] = publication
+
+    def _take_end(self, end: SequenceEnd) -> None:
+        if end.key not in self._table:
+            return
+        if end.reason is FinishReason.FAILED:
+            self._failed[end.key] = end.error or JobFailure(code="JobFailed", message="no reason given")
+            return
+        publication = self._table.get(end.key)
+        if publication is not None:
+            publication.finish(End(reason=end.reason, num_cached_tokens=end.num_cached_tokens))
+            self._waiting[end.key] = publication
+
+    def _send(self) -> None:
+        try:
+            self._send_entries()
+        except QueueFull:
+            # Redis has no memory for entries, but takes ends, and every end gives some back.
+            self._send_ends()
+            raise
+        self._send_ends()
+        self._send_failures()
+
+    def _send_entries(self) -> None:
+        batch = [publication for publication in self._waiting.values() if publication.has_entry]
+        if not batch:
+            return
+        rows = [StepRow(p.key.ref, p.expected_len, p.next_entry()) for p in batch]
+        for publication, reply in zip(batch, self._session.step(rows), strict=True):
+            if reply is StepReply.OK:
+                publication.acknowledge()
+                self._repairs.pop(publication.key, None)
+            else:
+                self._resolve_refusal(publication, reply)
+        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
+
+    def _send_ends(self) -> None:
+        batch = [publication for publication in self._waiting.values() if not publication.has_entry]
+        if not batch:
+            return
+        now = time.monotonic()
+        rows = [finish_row(publication, now) for publication in batch]
+        for publication, reply in zip(batch, self._session.finish(rows), strict=True):
+            if reply is StepReply.OK:
+                log_end(publication, now)
+                self._forget(publication.key)
+            else:
+                self._resolve_refusal(publication, reply)
+        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
+
+    def _send_failures(self) -> None:
+        for key, failure in list(self._failed.items()):
+            retry = not is_final(failure)
+            self._session.fail(key.ref, failure, retry=retry)
+            logger.warning(
+                "job %s failed with %s%s",
+                key.ref.job_id,
+                failure.code,
+                ", to be tried again" if retry else "",
+            )
+            self._forget(key)
+
+    def _resolve_refusal(self, publication: Publication, reply: StepReply) -> None:
+        """Finds out why Redis did not take an entry or an end; the job goes on or is dropped."""
+        key = publication.key
+        if reply is StepReply.SEALED:
+            self._drop(key, "sealed")
+            return
+        self._repairs[key] = self._repairs.get(key, 0) + 1
+        before = publication.num_published
+        try:
+            verdict = publication.repair(self._session.read_stream(key.ref))
+        except RecordInvalid:
+            verdict = Repair.DROP
+        if verdict is Repair.DROP or self._repairs[key] > MAX_REPAIRS:
+            self._drop(key, "another's")
+            return
+        logger.info(
+            "job %s: Redis holds %d tokens, not %d", key.ref.job_id, publication.num_published, before
+        )
+
+    def _drop(self, key: JobKey, why: str) -> None:
+        logger.info("job %s is dropped: %s", key.ref.job_id, why)
+        self._forget(key)
+        self._inbox.put(Stop(key=key))
+
+    def _forget(self, key: JobKey) -> None:
+        self._table.remove(key)
+        self._waiting.pop(key, None)
+        self._failed.pop(key, None)
+        self._repairs.pop(key, None)
+
+    def _start_over(self) -> None:
+        """Leaves everything to others and becomes a new session."""
+        keys = self._table.clear()
+        logger.warning("session %s is fenced, %d jobs are dropped", self._session.id, len(keys))
+        for key in keys:
+            self._inbox.put(Stop(key=key))
+        self._waiting.clear()
+        self._failed.clear()
+        self._repairs.clear()
+        if self._session.draining:
+            self.stop()
+            return
+        self._session.replace()
+        self.beat_soon()
+
+    def _back_off(self, error: ServiceError) -> None:
+        """Waits before the same is sent again; after a lost connection the session asks first if it lives."""
+        if self._backoff_s == 0.0:
+            logger.warning("publishing waits: %s", error)
+        self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
+        if isinstance(error, ServiceUnavailable):
+            self.beat_soon()
+        self._stopping.wait(self._backoff_s)

@@ -1,0 +1,197 @@
+"""The replica's right to write: one session at a time, made known to Redis and renewed.
+
+Everything that names the session goes through here, and the loops over partitions are here. It decides
+nothing: who beats when, and what follows from a refusal, is the Publisher's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from thinkstream_client import functions
+from thinkstream_client.call import Call
+from thinkstream_client.functions import FinishRow, JobInfo, StepReply, StepRow
+from thinkstream_client.records import JobFailure, JobRef, SessionId
+
+from .config import ReplicaConfig
+from .orders import JobKey
+from .result_stream import ResultStream
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class _Row(Protocol):
+    @property
+    def ref(self) -> JobRef: ...
+
+
+_R = TypeVar("_R", bound=_Row)
+
+
+class Runs(Protocol):
+    """What runs one command: the client's ``Connection``."""
+
+    def run(self, call: Call[_T]) -> _T:
+        """Runs one command and returns its reply."""
+        ...
+
+
+class Session:
+    """One incarnation of a replica at a time.
+
+    Its id is the replica's name and random letters, new at every start and after every refusal, so that
+    nothing written for a predecessor can ever be taken for its own. Methods raise ``ServiceUnavailable``
+    when Redis cannot be reached and ``Fenced`` when it no longer knows the session.
+
+    Args:
+        config: Name, lease, slots, namespace.
+        connection: Runs the commands; used by several threads.
+        info: What the replica tells about itself, for status pages.
+    """
+
+    def __init__(self, config: ReplicaConfig, connection: Runs, info: Mapping[str, str]) -> None:
+        self._config = config
+        self._keys = config.redis.keys
+        self._connection = connection
+        self._info = dict(info)
+        # One beat at a time: a beat that was built before another thread named a suspect must not
+        # arrive after that and take the name back.
+        self._beating = threading.Lock()
+        self._alone: JobRef | None = None
+        self.draining = False
+        self.replace()
+
+    @property
+    def id(self) -> SessionId:
+        """The present incarnation."""
+        return self._id
+
+    @property
+    def is_open(self) -> bool:
+        """Whether Redis has been told of it."""
+        return self._is_open
+
+    def replace(self) -> None:
+        """Becomes a new incarnation, which Redis does not know yet."""
+        self._id = SessionId(f"{self._config.name}.{secrets.token_hex(6)}")
+        self._nonce = secrets.token_hex(8)
+        self._alone = None
+        self._is_open = False
+
+    def open(self) -> None:
+        """Makes the session known; from now on it is given jobs."""
+        for partition in self._keys.partitions:
+            self._run(
+                functions.hello(
+                    self._keys,
+                    partition,
+                    self._id,
+                    self._nonce,
+                    replica=self._config.name,
+                    slots=self._config.slots,
+                    lease_ms=self._config.lease_ms,
+                    info=self._info,
+                )
+            )
+        self._is_open = True
+        logger.info("session %s is open", self._id)
+
+    def beat(self) -> set[JobKey]:
+        """Renews the lease and returns what the session owns."""
+        owned: set[JobKey] = set()
+        with self._beating:
+            for partition in self._keys.partitions:
+                alone = self._alone
+                if alone is not None and self._keys.partition_of(alone) != partition:
+                    alone = None
+                marks = self._run(
+                    functions.beat(
+                        self._keys, partition, self._id, self._nonce, draining=self.draining, alone=alone
+                    )
+                )
+                owned.update(JobKey(ref, mk) for ref, mk in marks.items())
+        return owned
+
+    def announce(self, ref: JobRef | None) -> None:
+        """Writes which suspect is about to be stepped alone, None when it has been.
+
+        Should the process die in that step, this name is what its death is counted against.
+        """
+        with self._beating:
+            self._alone = ref
+        self.beat()
+
+    def step(self, rows: Sequence[StepRow]) -> list[StepReply]:
+        """Appends one entry to the stream of each row's job; replies in the order of the rows."""
+        return self._by_partition(
+            rows, lambda p, some: functions.step(self._keys, p, self._id, self._nonce, some)
+        )
+
+    def finish(self, rows: Sequence[FinishRow]) -> list[StepReply]:
+        """Seals the stream of each row's job; replies in the order of the rows."""
+        return self._by_partition(
+            rows, lambda p, some: functions.finish(self._keys, p, self._id, self._nonce, some)
+        )
+
+    def fail(self, ref: JobRef, failure: JobFailure, *, retry: bool) -> StepReply:
+        """Gives a job back as failed: for good, or to be tried again."""
+        partition = self._keys.partition_of(ref)
+        return self._run(
+            functions.fail(self._keys, partition, self._id, self._nonce, ref, failure=failure, retry=retry)
+        )
+
+    def note(self, ref: JobRef, text: str) -> None:
+        """Leaves a note at a job that the session owns, for whoever inspects it."""
+        partition = self._keys.partition_of(ref)
+        self._run(functions.note(self._keys, partition, self._id, self._nonce, ref, text))
+
+    def close(self, owned: Iterable[JobRef]) -> None:
+        """Gives back all jobs, counting no attempt, and ends the session."""
+        refs = list(owned)
+        for partition in self._keys.partitions:
+            here = [ref for ref in refs if self._keys.partition_of(ref) == partition]
+            if here:
+                self._run(functions.release(self._keys, partition, self._id, self._nonce, here))
+            self._run(functions.bye(self._keys, partition, self._id, self._nonce))
+        self._is_open = False
+        logger.info("session %s is closed, %d jobs given back", self._id, len(refs))
+
+    def read_stream(self, ref: JobRef) -> ResultStream:
+        """Reads a job's result stream from its start; empty if there is none.
+
+        Raises:
+            RecordInvalid: An entry is not one of ours.
+        """
+        found = self._run(functions.read_results(self._keys, {ref: 0}, block_ms=None, count=None))
+        return ResultStream.of(found.get(ref, ()))
+
+    def read_job(self, ref: JobRef) -> JobInfo:
+        """Reads a job's hash.
+
+        Raises:
+            JobNotFound: There is none.
+        """
+        return self._run(functions.job_info(self._keys, ref))
+
+    def _run(self, call: Call[_T]) -> _T:
+        return self._connection.run(call)
+
+    def _by_partition(
+        self, rows: Sequence[_R], call: Callable[[int, Sequence[_R]], Call[list[StepReply]]]
+    ) -> list[StepReply]:
+        if self._keys.num_partitions == 1:
+            return self._run(call(0, rows))
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(self._keys.partition_of(row.ref), []).append(place)
+        replies: dict[int, StepReply] = {}
+        for partition, here in places.items():
+            answered = self._run(call(partition, [rows[place] for place in here]))
+            replies.update(zip(here, answered, strict=True))
+        return [replies[place] for place in range(len(rows))]
