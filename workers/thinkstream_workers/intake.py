@@ -1,0 +1,248 @@
+"""From a claimed job to an order: decode, render, tokenize, resolve, resume.
+
+One thread of its own, so that neither the decode loop nor the Publisher ever waits for a long prompt.
+Jobs come by two ways, the Scheduler's assignment and the owned set of a beat, and both end in ``adopt``.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from thinkstream_client.errors import (
+    Fenced,
+    InvalidRequest,
+    JobNotFound,
+    PromptTooLong,
+    ServiceError,
+    ThinkstreamError,
+)
+from thinkstream_client.functions import Claimed
+from thinkstream_client.records import FinishReason, JobFailure, Request
+from thinkstream_client.wire_request import decode_request
+from thinkstream_model.generation import GenerationDefaults
+
+from .job_table import JobTable
+from .job_times import JobTimes
+from .mailboxes import Inbox, Outbox
+from .orders import JobKey, SequenceEnd, StepOutput, Submit
+from .publication import End, IncrementalText, Publication
+from .resolve import Limits, check_prompt, resolve, sampling_note
+from .sampling import ResolvedSampling
+from .session import Session
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S = 0.1
+_RETRY_S = 0.2
+
+
+class Text(Protocol):
+    """The part of the tokenizer that is needed here."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of raw text."""
+        ...
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a chat, rendered by the template, up to where the answer begins."""
+        ...
+
+    def detokenizer(self, stop: Sequence[str]) -> IncrementalText:
+        """A fresh detokenizer that ends at one of the stop strings."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A job that the session owns, with all that is needed to take it up.
+
+    Attributes:
+        key: The ownership.
+        payload: Its request as bytes.
+        resumed: Its stream may hold tokens.
+        suspect: It may have killed its last worker.
+        queued_ms: From submission to the claim.
+    """
+
+    key: JobKey
+    payload: bytes
+    resumed: bool
+    suspect: bool
+    queued_ms: int
+
+
+class Intake:
+    """Takes up jobs.
+
+    Args:
+        session: Who owns the jobs, and reads them.
+        text: Tokenizes.
+        defaults: What the checkpoint says about sampling.
+        limits: What the model can take.
+        table: The jobs taken up.
+        inbox: The way to the Engine.
+        outbox: The way to the Publisher, for jobs that never reach the Engine.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        text: Text,
+        defaults: GenerationDefaults,
+        limits: Limits,
+        table: JobTable,
+        inbox: Inbox,
+        outbox: Outbox,
+    ) -> None:
+        self._session = session
+        self._text = text
+        self._defaults = defaults
+        self._limits = limits
+        self._table = table
+        self._inbox = inbox
+        self._outbox = outbox
+        self._arrivals: queue.SimpleQueue[tuple[JobKey, Claimed | None]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+
+    def adopt(self, key: JobKey, claimed: Claimed | None = None) -> None:
+        """Takes up a job, once, however often it is called. Any thread may call.
+
+        Args:
+            key: The ownership.
+            claimed: What the claim returned; without it the job's hash is read.
+        """
+        if self._table.expect(key):
+            self._arrivals.put((key, claimed))
+
+    def run(self) -> None:
+        """Prepares one job after the other until told to stop."""
+        while not self._stopping.is_set():
+            try:
+                key, claimed = self._arrivals.get(timeout=_WAIT_S)
+            except queue.Empty:
+                continue
+            self._take_up(key, claimed)
+
+    def stop(self) -> None:
+        """Ends ``run`` after the present job."""
+        self._stopping.set()
+
+    def _take_up(self, key: JobKey, claimed: Claimed | None) -> None:
+        while key in self._table and not self._stopping.is_set():
+            try:
+                self._prepare(self._arrival(key, claimed))
+            except ServiceError:
+                self._stopping.wait(_RETRY_S)
+                continue
+            except JobNotFound:
+                self._table.remove(key)
+            except ThinkstreamError as error:
+                self._refuse(key, _failure(error))
+            except Exception as error:
+                # One job's input must not end the thread that all others need.
+                logger.exception("job %s could not be taken up", key.ref.job_id)
+                self._refuse(key, JobFailure(code="JobFailed", message=f"intake: {type(error).__name__}"))
+            return
+
+    def _arrival(self, key: JobKey, claimed: Claimed | None) -> Arrival:
+        if claimed is not None:
+            return Arrival(
+                key=key,
+                payload=claimed.payload,
+                resumed=claimed.n > 0,
+                suspect=claimed.suspect,
+                queued_ms=claimed.claimed_ms - claimed.submitted_ms,
+            )
+        info = self._session.read_job(key.ref)
+        if info.payload is None or info.claimed_ms is None:
+            raise JobNotFound(key.ref.job_id)
+        return Arrival(
+            key=key,
+            payload=info.payload,
+            resumed=True,  # or not: after a lost assignment nobody knows
+            suspect=info.suspect,
+            queued_ms=info.claimed_ms - info.submitted_ms,
+        )
+
+    def _prepare(self, arrival: Arrival) -> None:
+        key, adopted_at = arrival.key, time.monotonic()
+        session_id = self._session.id
+        request = decode_request(arrival.payload)
+        prompt_ids = self._encode(request)
+        check_prompt(prompt_ids, self._limits)
+        sampling = resolve(
+            request.sampling,
+            self._defaults,
+            job_id=key.ref.job_id,
+            num_prompt_tokens=len(prompt_ids),
+            limits=self._limits,
+        )
+        publication = Publication(
+            key,
+            session=session_id,
+            grain=request.grain,
+            num_prompt_tokens=len(prompt_ids),
+            times=JobTimes(queued_ms=max(0, arrival.queued_ms), adopted_at=adopted_at),
+            stop_token_ids=sampling.stop_token_ids,
+            text=self._text.detokenizer(sampling.stop),
+        )
+        if arrival.resumed:
+            publication.replay(self._session.read_stream(key.ref).entries)
+            if publication.num_tokens >= sampling.max_tokens:
+                publication.finish(End(reason=FinishReason.LENGTH))
+        if not self._table.place(publication):
+            return
+        if publication.end is not None:  # all but the seal was there already
+            self._end(SequenceEnd(key=key, reason=publication.end.reason))
+            return
+        self._inbox.put(
+            Submit(
+                key=key,
+                prompt_ids=prompt_ids,
+                published_ids=publication.token_ids,
+                sampling=sampling,
+                alone=arrival.suspect,
+            )
+        )
+        self._note(key, sampling)
+
+    def _note(self, key: JobKey, sampling: ResolvedSampling) -> None:
+        """Says at the job how its sampling was resolved; a job is not held up if that fails."""
+        try:
+            self._session.note(key.ref, sampling_note(sampling))
+        except (ServiceError, Fenced) as error:
+            logger.info("job %s has no note: %s", key.ref.job_id, error)
+
+    def _encode(self, request: Request) -> tuple[int, ...]:
+        if request.token_ids is not None:
+            return request.token_ids
+        if request.messages is not None:
+            return tuple(self._text.encode_chat([(m.role, m.content) for m in request.messages]))
+        return tuple(self._text.encode(request.prompt or ""))
+
+    def _refuse(self, key: JobKey, failure: JobFailure) -> None:
+        self._end(SequenceEnd(key=key, reason=FinishReason.FAILED, error=failure))
+
+    def _end(self, end: SequenceEnd) -> None:
+        output = StepOutput(ends=[end])
+        while not self._outbox.put(output, _WAIT_S) and not self._stopping.is_set():
+            pass
+
+
+def _failure(error: ThinkstreamError) -> JobFailure:
+    data: dict[str, int | str]
+    match error:
+        case PromptTooLong():
+            data = {"num_tokens": error.num_tokens, "limit": error.limit}
+        case InvalidRequest():
+            data = {"field": error.field, "allowed": error.allowed}
+        case _:
+            data = {}
+    return JobFailure(code=error.code, message=str(error), data=data)
