@@ -1,0 +1,306 @@
+"""A whole replica with a tiny random Thinker; the tests claim jobs for it and read their streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from thinkstream_client import functions
+from thinkstream_client.errors import ConfigError
+from thinkstream_client.records import (
+    FinishReason,
+    JobRef,
+    JobStatus,
+    Message,
+    Request,
+    SamplingParams,
+    SessionId,
+)
+from thinkstream_client.wire import Marker
+from thinkstream_workers.batcher import Batcher
+from thinkstream_workers.replica import Replica
+from thinkstream_workers.session import Session
+
+if TYPE_CHECKING:
+    from tests.workers.conftest import Result, Service
+
+    Start = Callable[..., Replica]
+    WaitUntil = Callable[..., None]
+
+SHAPE = {
+    "vocab_size": 272,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "decoder_sparse_step": 1,
+    "norm_topk_prob": True,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+}
+LEASE_MS = 2_000
+
+
+@pytest.fixture(scope="module")
+def model_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("tiny") / "config.json"
+    file.write_text(json.dumps(SHAPE))
+    return f"random:{file}"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def start(service: Service, model_name: str) -> Iterator[Start]:
+    replicas: list[Replica] = []
+
+    def start(name: str = "r", **settings: int) -> Replica:
+        config = service.config(name, model=model_name, lease_ms=LEASE_MS, **settings)
+        replica = Replica(config, on_death=lambda error: None)
+        replica.start()
+        replicas.append(replica)
+        return replica
+
+    yield start
+    for replica in replicas:
+        replica.stop()
+
+
+def run(service: Service, replica: Replica, refs: list[JobRef]) -> list[Result]:
+    """Has the replica do all jobs."""
+    replica.assign(service.claim(replica.session))
+    return [service.wait_finish(ref) for ref in refs]
+
+
+def test_jobs_stream_and_end(service: Service, start: Start) -> None:
+    replica = start()
+    refs = [service.submit(f"job-{i}", max_tokens=6, ignore_eos=True, temperature=1.0) for i in range(5)]
+    results = run(service, replica, refs)
+    for result in results:
+        assert len(result.ids) == 6
+        assert result.finish is not None
+        assert result.finish.reason is FinishReason.LENGTH
+        assert result.finish.usage.prompt_tokens == len("a prompt")
+        assert result.finish.usage.completion_tokens == 6
+    assert len({result.ids for result in results}) > 1, "each job has a seed of its own"
+    note = service.info(refs[0]).note
+    assert note is not None
+    assert json.loads(note)["max_tokens"] == 6
+
+
+def test_a_job_is_the_same_alone_in_a_batch_and_in_grains(service: Service, start: Start) -> None:
+    replica = start()
+    settings: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "temperature": 1.0, "seed": 7}
+    (alone,) = run(service, replica, [service.submit("alone", **settings)])
+    many = [service.submit(f"job-{i}", max_tokens=30, ignore_eos=True) for i in range(6)]
+    twin = service.submit("twin", grain=16, **settings)
+    result = run(service, replica, [*many, twin])[-1]
+    assert (result.ids, result.text) == (alone.ids, alone.text)
+    assert len(result.raw) == 1 + 2 + 1
+
+
+def test_a_job_resumed_elsewhere_is_bit_equal_to_the_undisturbed(
+    service: Service, start: Start, wait_until: WaitUntil
+) -> None:
+    first = start("first")
+    settings: dict[str, Any] = {"max_tokens": 100, "ignore_eos": True, "temperature": 1.0, "seed": 3}
+    (undisturbed,) = run(service, first, [service.submit("undisturbed", **settings)])
+    refs = [service.submit("one", **settings), service.submit("other", grain=16, **settings)]
+    first.assign(service.claim(first.session))
+    wait_until(lambda: all(len(service.result(ref).ids) >= 16 for ref in refs))
+    first.stop()
+    assert all(service.result(ref).finish is None for ref in refs), "stopped too late to show anything"
+    service.connection.run(functions.reap(service.keys, 0, first.session))
+    second = start("second")
+    for result in run(service, second, refs):
+        assert result.ids == undisturbed.ids
+        assert result.text == undisturbed.text
+        assert sum(isinstance(entry, Marker) for entry in result.raw) == 2
+
+
+def test_a_session_reaped_by_force_goes_on_as_a_new_one(
+    service: Service, start: Start, wait_until: WaitUntil
+) -> None:
+    replica = start()
+    settings: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "temperature": 1.0, "seed": 3}
+    (undisturbed,) = run(service, replica, [service.submit("undisturbed", **settings)])
+    ref = service.submit("job", **settings)
+    old = replica.session
+    replica.assign(service.claim(old))
+    wait_until(lambda: len(service.result(ref).ids) >= 3)
+    service.connection.run(functions.reap(service.keys, 0, old))
+    wait_until(lambda: replica.session != old)
+    wait_until(lambda: _is_known(service, replica))
+    (result,) = run(service, replica, [ref])
+    assert (result.ids, result.text) == (undisturbed.ids, undisturbed.text)
+
+
+def test_an_assignment_that_was_lost_is_found_by_the_beat(service: Service, start: Start) -> None:
+    replica = start()
+    ref = service.submit("job", max_tokens=3, ignore_eos=True)
+    assert len(service.claim(replica.session)) == 1
+    result = service.wait_finish(ref)
+    assert len(result.ids) == 3
+
+
+def test_an_assignment_that_comes_twice_changes_nothing(service: Service, start: Start) -> None:
+    replica = start()
+    ref = service.submit("job", max_tokens=20, ignore_eos=True)
+    claimed = service.claim(replica.session)
+    for _ in range(3):
+        replica.assign(claimed)
+    assert len(service.wait_finish(ref).ids) == 20
+
+
+def test_stop_strings_end_the_text_before_them(service: Service, start: Start) -> None:
+    replica = start()
+    settings: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "temperature": 1.0, "seed": 11}
+    (whole,) = run(service, replica, [service.submit("whole", **settings)])
+    stop = whole.text[10:13]
+    assert stop
+    (cut,) = run(service, replica, [service.submit("cut", stop=(stop,), **settings)])
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.ids == whole.ids[: len(cut.ids)]
+    assert cut.finish is not None
+    assert cut.finish.reason is FinishReason.STOP
+
+
+def test_cancel_and_deadline_seal_at_once_and_free_the_slot(
+    service: Service, start: Start, wait_until: WaitUntil
+) -> None:
+    replica = start(slots=2)
+    cancelled = service.submit("cancelled", max_tokens=400, ignore_eos=True)
+    expired = service.submit("expired", max_tokens=400, ignore_eos=True, deadline_ms=300)
+    replica.assign(service.claim(replica.session))
+    wait_until(lambda: len(service.result(cancelled).ids) > 0)
+    service.connection.run(functions.cancel(service.keys, cancelled))
+    wait_until(lambda: service.connection.run(functions.sweep(service.keys, 0)).expired == 1)
+    assert service.info(cancelled).status is JobStatus.CANCELLED
+    assert service.info(expired).status is JobStatus.EXPIRED
+    wait_until(lambda: replica.load.num_jobs == 0)
+    wait_until(lambda: replica.load.engine.running == 0)
+    (result,) = run(service, replica, [service.submit("next", max_tokens=2, ignore_eos=True)])
+    assert len(result.ids) == 2
+
+
+def test_bad_jobs_fail_with_their_reason_and_others_run_on(service: Service, start: Start) -> None:
+    replica = start()
+    long = service.submit_request("long", Request(token_ids=(1,) * 600))
+    strange = service.submit_request("strange", Request(token_ids=(1, 5_000)))
+    good = service.submit("good", max_tokens=3, ignore_eos=True)
+    results = run(service, replica, [long, strange, good])
+    errors = [result.finish.error for result in results if result.finish]
+    assert errors[0] is not None
+    assert (errors[0].code, dict(errors[0].data)) == ("PromptTooLong", {"num_tokens": 600, "limit": 511})
+    assert errors[1] is not None
+    assert errors[1].code == "InvalidRequest"
+    assert errors[1].data["field"] == "token_ids"
+    assert errors[2] is None
+
+
+def test_a_chat_goes_through_the_template_and_the_context_ends_it(service: Service, start: Start) -> None:
+    replica = start()
+    request = Request(
+        messages=(Message("user", "x" * 400),), sampling=SamplingParams(max_tokens=400, ignore_eos=True)
+    )
+    (result,) = run(service, replica, [service.submit_request("chat", request)])
+    assert result.finish is not None
+    assert result.finish.reason is FinishReason.LENGTH
+    assert result.finish.usage.prompt_tokens > 400
+    assert result.finish.usage.prompt_tokens + len(result.ids) == 512
+
+
+def test_drain_gives_jobs_back_and_counts_no_attempt(
+    service: Service, start: Start, wait_until: WaitUntil
+) -> None:
+    replica = start()
+    ref = service.submit("job", max_tokens=150, ignore_eos=True)
+    replica.assign(service.claim(replica.session))
+    wait_until(lambda: len(service.result(ref).ids) >= 2)
+    replica.drain(0.0)
+    info = service.info(ref)
+    assert (info.status, info.attempts, info.owner) == (JobStatus.QUEUED, 0, None)
+    assert service.connection.run(functions.sessions(service.keys, 0)) == []
+    successor = start("successor")
+    (result,) = run(service, successor, [ref])
+    assert len(result.ids) == 150
+
+
+def test_drain_waits_for_jobs_in_hand_and_takes_no_more(service: Service, start: Start) -> None:
+    replica = start()
+    ref = service.submit("job", max_tokens=40, ignore_eos=True)
+    replica.assign(service.claim(replica.session))
+    replica.drain(20.0)
+    result = service.result(ref)
+    assert result.finish is not None
+    assert len(result.ids) == 40
+
+
+def test_a_dead_engine_ends_the_replica(
+    service: Service, model_name: str, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[BaseException] = []
+    replica = Replica(service.config(model=model_name, lease_ms=500), on_death=deaths.append)
+    replica.start()
+    ref = service.submit("job", max_tokens=400, ignore_eos=True)
+    replica.assign(service.claim(replica.session))
+    wait_until(lambda: len(service.result(ref).ids) >= 2)
+    monkeypatch.setattr(Batcher, "next_batch", None)  # what the engine does not expect, in its own loop
+    wait_until(lambda: len(deaths) == 1)
+    wait_until(lambda: service.connection.run(functions.reap(service.keys, 0)) == 1)
+    assert service.info(ref).status is JobStatus.QUEUED
+    replica.stop()
+
+
+def test_a_suspect_is_named_before_it_is_stepped(
+    service: Service, start: Start, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = service.submit("suspect", max_tokens=5, ignore_eos=True)
+    dead = SessionId("dead.1")
+    service.connection.run(
+        functions.hello(service.keys, 0, dead, "nonce", replica="dead", slots=1, lease_ms=9_000, info={})
+    )
+    assert len(service.claim(dead)) == 1
+    service.connection.run(functions.reap(service.keys, 0, dead))
+    assert service.info(ref).suspect
+    replica = start("living")
+    named: list[JobRef | None] = []
+    announce = Session.announce
+
+    def record(session: Session, ref: JobRef | None) -> None:
+        named.append(ref)
+        announce(session, ref)
+
+    monkeypatch.setattr(Session, "announce", record)
+    (result,) = run(service, replica, [ref])
+    assert len(result.ids) == 5
+    wait_until(lambda: named == [ref, None])
+
+
+def test_a_namespace_serves_one_model(service: Service, start: Start, tmp_path: Path) -> None:
+    start()
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**SHAPE, "num_hidden_layers": 1}))
+    other = Replica(service.config("other", model=f"random:{file}"), on_death=lambda error: None)
+    with pytest.raises(ConfigError, match="model digest"):
+        other.start()
+    other.stop()
+
+
+def _is_known(service: Service, replica: Replica) -> bool:
+    known = service.connection.run(functions.sessions(service.keys, 0))
+    return any(session.session == replica.session for session in known)

@@ -1,0 +1,123 @@
+"""Loads what a replica serves: weights, tokenizer, defaults, by the name that its settings give.
+
+The model's own errors become the client's here, so that whoever starts a replica or sends it a chat sees
+one tree.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from thinkstream_client.errors import ConfigError, InvalidRequest, WeightsError
+from thinkstream_model import errors as model_errors
+from thinkstream_model.checkpoint import Checkpoint
+from thinkstream_model.detokenizer import Detokenizer
+from thinkstream_model.generation import GenerationDefaults
+from thinkstream_model.thinker import Thinker
+from thinkstream_model.tokenizer import Tokenizer
+
+from .config import ReplicaConfig
+from .publication import IncrementalText
+
+logger = logging.getLogger(__name__)
+
+
+class Digests(NamedTuple):
+    """What tells one model from another: the namespace keeps them, and refuses others."""
+
+    model: str
+    tokenizer: str
+
+
+class ModelText:
+    """Text in and out of ids, by the checkpoint's tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of raw text."""
+        return self._tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a chat up to where the answer begins.
+
+        Raises:
+            InvalidRequest: The chat template cannot render it.
+        """
+        try:
+            return self._tokenizer.encode_chat(messages)
+        except model_errors.TemplateError as error:
+            raise InvalidRequest(
+                "messages", f"{len(messages)} turns", f"what the template takes: {error}"
+            ) from None
+
+    def detokenizer(self, stop: Sequence[str]) -> IncrementalText:
+        """A fresh detokenizer that ends at one of the stop strings."""
+        return Detokenizer(self._tokenizer, stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """All that a replica needs of its model.
+
+    Attributes:
+        thinker: The weights, on their device.
+        text: The tokenizer's face.
+        num_ids: Ids that mean something.
+        defaults: The checkpoint's sampling.
+        digests: Its identity.
+    """
+
+    thinker: Thinker
+    text: ModelText
+    num_ids: int
+    defaults: GenerationDefaults
+    digests: Digests
+
+
+def load_model(config: ReplicaConfig) -> LoadedModel:
+    """Loads the model that the settings name.
+
+    Raises:
+        ConfigError: The folder, its config or its tokenizer is wrong, or the device is not there.
+        WeightsError: Its tensors are not what the config says.
+    """
+    try:
+        checkpoint = Checkpoint.resolve(config.model)
+        logger.info("model %s\n%s", config.model, checkpoint.config.describe())
+        tokenizer = checkpoint.load_tokenizer()
+        return LoadedModel(
+            thinker=checkpoint.load_thinker(device=_device(config), dtype=_dtype(config.dtype)),
+            text=ModelText(tokenizer),
+            num_ids=tokenizer.num_ids,
+            defaults=checkpoint.load_generation(tokenizer),
+            digests=Digests(checkpoint.model_digest(), checkpoint.tokenizer_digest()),
+        )
+    except model_errors.WeightsError as error:
+        raise WeightsError(str(error)) from error
+    except model_errors.ModelError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _device(config: ReplicaConfig) -> torch.device:
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for one that is not there
+        raise ConfigError(f"device: got {config.device!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype: got {name!r}, allowed: bfloat16, float16 or float32")
+    return dtype

@@ -1,0 +1,237 @@
+"""One replica, all wired: model, engine thread, intake thread, Publisher thread, session. Knows no Ray.
+
+It takes jobs by ``assign`` and by what Redis says it owns, and answers in the jobs' result streams. What
+ends one of its threads ends the replica: it goes silent, its lease runs out, and others take its jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from thinkstream_client import functions
+from thinkstream_client.connection import Connection
+from thinkstream_client.errors import Fenced, ServiceError
+from thinkstream_client.functions import Claimed
+from thinkstream_client.records import JobRef, SessionId
+
+from .batch import EngineLoad
+from .build import build_engine
+from .config import ReplicaConfig
+from .engine import Engine
+from .intake import Intake
+from .job_table import JobTable
+from .loading import LoadedModel, load_model
+from .mailboxes import Inbox, Outbox
+from .orders import JobKey, Stop, Submit
+from .publisher import Publisher
+from .pulse import Pulse
+from .resolve import Limits
+from .sampling import ResolvedSampling
+from .session import Session
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP = JobKey(JobRef("-", "warm-up"), 0)
+_POLL_S = 0.02
+_RETRY_S = 0.2
+_JOIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """What a replica has in hand.
+
+    Attributes:
+        num_jobs: Jobs taken up.
+        engine: The engine's own figures.
+    """
+
+    num_jobs: int
+    engine: EngineLoad
+
+
+class Replica:
+    """Serves one model to one namespace, from ``start`` to ``drain`` or ``stop``.
+
+    Args:
+        config: All settings.
+        on_death: Called once, from the thread that failed, when the replica cannot go on.
+    """
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        *,
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self._config = config
+        self._on_death = on_death
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._table = JobTable()
+        self._inbox, self._outbox, self._pulse = Inbox(), Outbox(), Pulse()
+        model = load_model(config)
+        self._digests = model.digests
+        self._connection = Connection(config.redis)
+        self._session = Session(config, self._connection, _info(config))
+        self._engine = self._build_engine(model)
+        limits = Limits(max_context=self._engine.max_context, num_ids=model.num_ids)
+        self._intake = Intake(
+            self._session,
+            text=model.text,
+            defaults=model.defaults,
+            limits=limits,
+            table=self._table,
+            inbox=self._inbox,
+            outbox=self._outbox,
+        )
+        self._publisher = Publisher(
+            self._session,
+            config.lease_ms,
+            table=self._table,
+            inbox=self._inbox,
+            outbox=self._outbox,
+            pulse=self._pulse,
+            adopt=self._intake.adopt,
+        )
+
+    @property
+    def session(self) -> SessionId:
+        """The present session."""
+        return self._session.id
+
+    @property
+    def load(self) -> ReplicaLoad:
+        """What it has in hand; any thread may read it."""
+        return ReplicaLoad(num_jobs=len(self._table), engine=self._engine.load)
+
+    def start(self) -> None:
+        """Checks that namespace and model belong together, warms up, and makes the session known.
+
+        Raises:
+            ConfigError: The namespace serves another model.
+            ServiceUnavailable: Redis cannot be reached.
+        """
+        self._connection.run(
+            functions.meta_claim(
+                self._config.redis.keys,
+                model_digest=self._digests.model,
+                tokenizer_digest=self._digests.tokenizer,
+            )
+        )
+        self._run_thread("engine", self._engine.run)
+        self._warm_up()
+        self._session.open()
+        self._run_thread("intake", self._intake.run)
+        self._run_thread("publisher", self._publisher.run)
+
+    def assign(self, jobs: Sequence[Claimed]) -> None:
+        """Takes up jobs that were claimed for this session; those it has already change nothing."""
+        for claimed in jobs:
+            self._intake.adopt(JobKey(claimed.ref, claimed.mk), claimed)
+
+    def drain(self, timeout_s: float) -> None:
+        """Takes no more jobs, waits for those in hand, gives the rest back and ends the session.
+
+        Jobs that are given back go on elsewhere behind their last published token and count no attempt.
+
+        Args:
+            timeout_s: How long to wait for jobs in hand.
+        """
+        self._session.draining = True
+        self._publisher.beat_soon()
+        give_up_at = time.monotonic() + timeout_s
+        while len(self._table) and time.monotonic() < give_up_at and not self._stopping.is_set():
+            time.sleep(_POLL_S)
+        self._stop_threads()
+        try:
+            self._session.close(key.ref for key in self._table.clear())
+        except (Fenced, ServiceError) as error:
+            # Then the lease gives back what this call could not.
+            logger.warning("the session ends by its lease: %s", error)
+        self._connection.close()
+
+    def stop(self) -> None:
+        """Ends now and says nothing, as if the process had died: the lease gives back its jobs."""
+        self._stop_threads()
+        self._connection.close()
+
+    def _build_engine(self, model: LoadedModel) -> Engine:
+        return build_engine(
+            model.thinker,
+            self._config.engine,
+            num_valid_ids=model.num_ids,
+            inbox=self._inbox,
+            outbox=self._outbox,
+            announce=self._announce,
+            on_turn=self._pulse.stamp,
+        )
+
+    def _announce(self, key: JobKey | None) -> None:
+        """Names the suspect that is about to be stepped; the engine waits until Redis knows."""
+        while not self._stopping.is_set():
+            try:
+                self._session.announce(key.ref if key else None)
+            except ServiceError:
+                self._pulse.stamp()
+                self._stopping.wait(_RETRY_S)
+                continue
+            except Fenced:  # the Publisher will hear it too, and drop all jobs
+                pass
+            return
+
+    def _warm_up(self) -> None:
+        """Has the engine make two tokens, so that the first job does not pay for what first use costs."""
+        self._inbox.put(
+            Submit(key=_WARM_UP, prompt_ids=(0, 1), sampling=ResolvedSampling(max_tokens=2, temperature=0.0))
+        )
+        while not self._stopping.is_set():
+            output = self._outbox.get(_POLL_S)
+            if output is not None and output.ends:
+                break
+        self._inbox.put(Stop(key=_WARM_UP))
+
+    def _run_thread(self, name: str, target: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                target()
+            except BaseException as error:
+                self._die(name, error)
+
+        thread = threading.Thread(target=run, name=f"{self._config.name}-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _die(self, name: str, error: BaseException) -> None:
+        if self._stopping.is_set():
+            return
+        logger.critical("the %s thread has failed", name, exc_info=error)
+        self._signal_stop()
+        self._on_death(error)
+
+    def _signal_stop(self) -> None:
+        self._stopping.set()
+        for part in (self._engine, self._intake, self._publisher):
+            part.stop()
+
+    def _stop_threads(self) -> None:
+        self._signal_stop()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_S)
+
+
+def _info(config: ReplicaConfig) -> dict[str, str]:
+    """What a status page shows of a session."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "model": config.model,
+        "device": config.device,
+    }
