@@ -106,7 +106,7 @@ def sample(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> 
             are never chosen.
     """
     logits_BV = logits_BV[:, :num_valid_ids]
-    scores_BV = logits_BV if inputs.extras is None else _apply_extras(logits_BV, inputs.extras)
+    scores_BV = logits_BV if inputs.extras is None else apply_extras(logits_BV, inputs.extras)
     if not inputs.greedy:
         scores_BV = _draw(scores_BV, inputs)
     token_ids_B = scores_BV.argmax(dim=-1)
@@ -156,7 +156,8 @@ def _lowest_kept(scaled_BV: Tensor, inputs: SamplingInputs) -> Tensor:
     return sorted_BN.gather(1, (num_kept_B1 - 1).clamp(min=0))
 
 
-def _apply_extras(logits_BV: Tensor, extras: SamplingExtras) -> Tensor:
+def apply_extras(logits_BV: Tensor, extras: SamplingExtras) -> Tensor:
+    """Bias, then repetition, frequency and presence penalty, [B, V]."""
     vocab = logits_BV.shape[1]
     bias_BV = _scatter(extras.bias_ids_BK, extras.bias_values_BK, vocab)
     in_prompt_BV = _count(extras.prompt_ids_BL, vocab) > 0

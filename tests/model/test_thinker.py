@@ -1,8 +1,11 @@
 """The Thinker against transformers, and against itself: whole, in chunks, in company."""
 
+# torch's stubs leave `tolist` untyped.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -50,15 +53,8 @@ class TestAgainstTransformers:
 class TestExactness:
     """A row's logits are the same bits whatever shares its step."""
 
-    @pytest.fixture(params=[1, 2, 3])
-    def threads(self, request: pytest.FixtureRequest) -> Iterator[int]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(request.param)
-        yield request.param
-        torch.set_num_threads(before)
-
     def test_alone_in_a_batch_chunked_and_prefilled_again(
-        self, tiny_config: ThinkerConfig, paged: Callable[..., Any], threads: int
+        self, tiny_config: ThinkerConfig, paged: Callable[..., Any]
     ) -> None:
         thinker = random_thinker(tiny_config, seed=2)
         texts = [_text(n, 40 + 5 * n, tiny_config.vocab_size) for n in range(32)]
@@ -76,6 +72,22 @@ class TestExactness:
             for (n, _), logits in zip(step, pages.step(step), strict=True):
                 parts[n].append(logits)
         assert all(torch.equal(torch.cat(a), b) for a, b in zip(parts, whole, strict=True))
+
+    @pytest.mark.parametrize("threads", [2, 3])
+    def test_with_several_threads(
+        self, tiny_config: ThinkerConfig, paged: Callable[..., Any], threads: int
+    ) -> None:
+        """Threads cut element-wise work at odd places, which must not show; enough rows to be cut."""
+        thinker = random_thinker(tiny_config, seed=2)
+        texts = [_text(n, 100 + 7 * n, tiny_config.vocab_size) for n in range(12)]
+        alone = [paged(thinker, 1).step([(0, ids)])[0] for ids in texts]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            together = paged(thinker, 12, seed=1).step(list(enumerate(texts)))
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
     @staticmethod
     def _next_chunk(n: int, ids: list[int], done: int) -> list[int]:

@@ -1,0 +1,51 @@
+"""Placement tables, and the exchange that leaves everything where it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.exchange import LocalExchange
+from thinkstream_model.ops import Routing
+from thinkstream_model.placement import ExpertCopy, ExpertPlacement
+from thinkstream_model.torch_ops import TorchOps
+
+
+def test_local_placement() -> None:
+    placement = ExpertPlacement.local(num_layers=2, num_experts=3)
+    assert placement.num_ranks == 1
+    assert placement.experts_of(0, layer=1) == {0: 0, 1: 1, 2: 2}
+    assert placement.experts_of(1, layer=1) == {}
+
+
+def test_copies_on_several_ranks() -> None:
+    hot, cold = (ExpertCopy(0, 0), ExpertCopy(1, 1)), (ExpertCopy(1, 0),)
+    placement = ExpertPlacement(((hot, cold),))
+    assert placement.num_ranks == 2
+    assert placement.experts_of(0, 0) == {0: 0}
+    assert placement.experts_of(1, 0) == {0: 1, 1: 0}
+
+
+@pytest.mark.parametrize("experts", [((),), ((ExpertCopy(0, 0),), (ExpertCopy(0, 0),))])
+def test_impossible_placements(experts: tuple[tuple[ExpertCopy, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="layer 0"):
+        ExpertPlacement((experts,))
+
+
+def test_local_exchange(tiny_config: ThinkerConfig) -> None:
+    ops = TorchOps(tiny_config, torch.device("cpu"))
+    exchange = LocalExchange(ExpertPlacement.local(1, 4), ops)
+    routing = Routing(torch.tensor([[3, 1]]), torch.tensor([[0.75, 0.25]]))
+    hidden_TD = torch.ones(1, 5)
+    hidden_RD, slots_RK = exchange.dispatch(0, hidden_TD, routing)
+    assert hidden_RD is hidden_TD
+    assert slots_RK.tolist() == [[3, 1]]
+    outputs_RKD = torch.stack([torch.full((5,), 4.0), torch.full((5,), 8.0)]).unsqueeze(0)
+    assert exchange.combine(0, outputs_RKD, routing).tolist() == [[5.0] * 5]
+
+
+def test_local_exchange_refuses_experts_elsewhere(tiny_config: ThinkerConfig) -> None:
+    ops = TorchOps(tiny_config, torch.device("cpu"))
+    with pytest.raises(ValueError, match="rank 0"):
+        LocalExchange(ExpertPlacement((((ExpertCopy(1, 0),),),)), ops)
