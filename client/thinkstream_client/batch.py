@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from .batch_core import BLOCK_MS, BatchCore, BatchProgress
 from .core import ClientCore
 from .effects import AsyncRun, Run
-from .errors import ThinkstreamError
 from .follow import Event, Follower
 from .results import BatchResult
 
@@ -49,7 +48,7 @@ class BatchJob:
 
     def __iter__(self) -> Iterator[BatchResult]:
         self._run(self._client.connect())
-        inbox: queue.Queue[list[Event] | ThinkstreamError] = queue.Queue(_INBOX)
+        inbox: queue.Queue[list[Event] | Exception] = queue.Queue(_INBOX)
         stopping = threading.Event()
         threads: list[threading.Thread] = []
         try:
@@ -57,8 +56,10 @@ class BatchJob:
                 self._run(self._batch.submit_some())
                 for follower in self._batch.followers[len(threads) :]:
                     args = (follower, inbox, stopping)
-                    threads.append(threading.Thread(target=self._read, args=args, daemon=True))
-                    threads[-1].start()
+                    thread = threading.Thread(target=self._read, args=args, name="thinkstream batch")
+                    thread.daemon = True
+                    thread.start()
+                    threads.append(thread)
                 yield from self._batch.take(_next(inbox, self._batch.wait_s))
         finally:
             stopping.set()
@@ -68,13 +69,13 @@ class BatchJob:
     def _read(
         self,
         follower: Follower,
-        inbox: queue.Queue[list[Event] | ThinkstreamError],
+        inbox: queue.Queue[list[Event] | Exception],
         stopping: threading.Event,
     ) -> None:
         while not stopping.is_set():
             try:
-                news: list[Event] | ThinkstreamError = self._run(follower.pump(BLOCK_MS))
-            except ThinkstreamError as error:
+                news: list[Event] | Exception = self._run(follower.pump(BLOCK_MS))
+            except Exception as error:  # the iterating thread raises it
                 news = error
             while news and not stopping.is_set():
                 try:
@@ -82,16 +83,16 @@ class BatchJob:
                     break
                 except queue.Full:
                     continue
-            if isinstance(news, ThinkstreamError):
+            if isinstance(news, Exception):
                 return
 
 
-def _next(inbox: queue.Queue[list[Event] | ThinkstreamError], wait_s: float) -> list[Event]:
+def _next(inbox: queue.Queue[list[Event] | Exception], wait_s: float) -> list[Event]:
     try:
         news = inbox.get(timeout=wait_s) if wait_s > 0 else inbox.get_nowait()
     except queue.Empty:
         return []
-    if isinstance(news, ThinkstreamError):
+    if isinstance(news, Exception):
         raise news
     return news
 
@@ -120,7 +121,7 @@ class AsyncBatchJob:
         import asyncio
 
         await self._run(self._client.connect())
-        inbox: asyncio.Queue[list[Event] | ThinkstreamError] = asyncio.Queue(_INBOX)
+        inbox: asyncio.Queue[list[Event] | Exception] = asyncio.Queue(_INBOX)
         tasks: list[asyncio.Task[None]] = []
         try:
             while not self._batch.is_finished:
@@ -134,24 +135,24 @@ class AsyncBatchJob:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, follower: Follower, inbox: asyncio.Queue[list[Event] | ThinkstreamError]) -> None:
+    async def _read(self, follower: Follower, inbox: asyncio.Queue[list[Event] | Exception]) -> None:
         while True:
             try:
                 news = await self._run(follower.pump(BLOCK_MS))
-            except ThinkstreamError as error:
+            except Exception as error:  # the iterating task raises it
                 await inbox.put(error)
                 return
             if news:
                 await inbox.put(news)
 
 
-async def _next_async(inbox: asyncio.Queue[list[Event] | ThinkstreamError], wait_s: float) -> list[Event]:
+async def _next_async(inbox: asyncio.Queue[list[Event] | Exception], wait_s: float) -> list[Event]:
     import asyncio
 
     try:
         news = await asyncio.wait_for(inbox.get(), wait_s) if wait_s > 0 else inbox.get_nowait()
     except (asyncio.QueueEmpty, TimeoutError):
         return []
-    if isinstance(news, ThinkstreamError):
+    if isinstance(news, Exception):
         raise news
     return news

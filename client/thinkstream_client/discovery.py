@@ -75,7 +75,7 @@ def read_state(folder: Path | None = None) -> ServiceState | None:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     try:
         return _parse(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is not a state file of thinkstream; remove it") from error
 
 
