@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(Generic[T_co]):
     """A command to be sent by a ``Connection`` or an ``AsyncConnection``.
 
     Attributes:
@@ -20,7 +20,7 @@ class Call(Generic[T]):
     """
 
     args: tuple[str | bytes | int, ...]
-    parse: Callable[[Any], T]
+    parse: Callable[[Any], T_co]
 
 
 def function_call(name: str, key: str, *args: str | bytes | int) -> tuple[str | bytes | int, ...]:

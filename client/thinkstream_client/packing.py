@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeGuard, cast
 
-import msgpack  # pyright: ignore[reportMissingTypeStubs]
+import msgpack  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
 from .errors import RecordInvalid
 
@@ -41,6 +41,16 @@ def unpack(data: bytes, max_bytes: int) -> Any:
     return value
 
 
+def is_map(value: object) -> TypeGuard[dict[Any, Any]]:
+    """Whether an unpacked value is a map."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether an unpacked value is an array."""
+    return isinstance(value, list)
+
+
 def _map_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
@@ -57,10 +67,10 @@ def _check_nesting(value: object) -> None:
     for _ in range(MAX_NESTING):
         inner: list[object] = []
         for one in level:
-            if isinstance(one, dict):
-                inner.extend(cast("dict[Any, object]", one).values())
-            elif isinstance(one, list):
-                inner.extend(cast("list[object]", one))
+            if is_map(one):
+                inner.extend(one.values())
+            elif is_list(one):
+                inner.extend(one)
             elif isinstance(one, msgpack.Timestamp):
                 raise RecordInvalid("extension type -1")
         if not inner:

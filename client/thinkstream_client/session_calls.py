@@ -183,9 +183,9 @@ def finish(
 
     def parse(reply: Any) -> list[StepReply]:
         if reply and reply[0] == b"INVALID":
-            row = rows[reply[1] - 1]
+            bad = rows[int(reply[1]) - 1]
             raise RecordInvalid(
-                f"job {row.ref.job_id}: {row.num_tokens} tokens in all, but {reply[2]} are published"
+                f"job {bad.ref.job_id}: {bad.num_tokens} tokens in all, but {reply[2]} are published"
             )
         return _step_replies(reply)
 

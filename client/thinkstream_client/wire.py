@@ -12,12 +12,12 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 from .errors import RecordInvalid
-from .packing import pack, unpack
+from .packing import is_map, pack, unpack
 from .records import Finish, FinishReason, JobFailure, SessionId, Timings, TokenLogprobs, Usage
-from .wire_request import VERSION, encode_request, request_digest
+from .wire_request import VERSION, decode_request, encode_request, request_digest
 
 __all__ = [
     "VERSION",
@@ -29,6 +29,7 @@ __all__ = [
     "chain_crc",
     "decode_entry",
     "decode_failure",
+    "decode_request",
     "decode_terminal",
     "default_seed",
     "encode_entry",
@@ -178,12 +179,12 @@ def decode_terminal(data: bytes) -> Finish:
     Raises:
         RecordInvalid: It is none, or of another version.
     """
-    record = unpack(data, MAX_ENTRY_BYTES)
-    if not _is_map(record) or record.get("version") != VERSION:
+    record: object = unpack(data, MAX_ENTRY_BYTES)
+    if not is_map(record) or record.get("version") != VERSION:
         raise RecordInvalid(f"not a terminal entry of version {VERSION}")
     error = record.get("error")
     try:
-        reason = FinishReason(record.get("reason"))
+        reason = FinishReason(_text(record, "reason"))
     except ValueError:
         raise RecordInvalid("a terminal entry without a known reason") from None
     return Finish(
@@ -231,11 +232,11 @@ def _failure_map(failure: JobFailure) -> dict[str, Any]:
 
 
 def _read_failure(record: object) -> JobFailure:
-    if not _is_map(record):
+    if not is_map(record):
         raise RecordInvalid("not the record of a failure")
     given = record.get("data")
     data: dict[str, int | str] = {}
-    if _is_map(given):  # an empty map of Lua's arrives as an array
+    if is_map(given):  # an empty map of Lua's arrives as an array
         for name, value in list(given.items())[:_MAX_DATA_ITEMS]:
             data[str(name)] = value if isinstance(value, int | str) else str(value)
     return JobFailure(code=_text(record, "code"), message=_text(record, "message"), data=data)
@@ -262,10 +263,6 @@ def _unpack_ids(data: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(data) // 4}I", data)
 
 
-def _is_map(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
-
-
 def _text(record: Mapping[Any, Any], name: str) -> str:
     value = record.get(name, "")
     if not isinstance(value, str):
@@ -283,5 +280,5 @@ def _natural(record: Mapping[Any, Any], name: str) -> int:
 
 
 def _naturals(value: object, kind: type[Usage] | type[Timings]) -> dict[str, int]:
-    record: Mapping[Any, Any] = value if _is_map(value) else {}
+    record: Mapping[Any, Any] = value if is_map(value) else {}
     return {name: _natural(record, name) for name in kind.__dataclass_fields__}

@@ -10,10 +10,10 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from .errors import InvalidRequest, RecordInvalid
-from .packing import pack, unpack
+from .packing import is_list, is_map, pack, unpack
 from .records import MAX_PROMPT_BYTES, Message, Request, SamplingParams
 
 VERSION = 1
@@ -50,10 +50,9 @@ def decode_request(data: bytes) -> Request:
         RecordInvalid: The bytes are no request of this version, too many, or nested too deep.
         InvalidRequest: A field is unknown, of another type or outside its range.
     """
-    record = unpack(data, MAX_REQUEST_BYTES)
-    if not isinstance(record, dict) or cast("dict[Any, Any]", record).get("version") != VERSION:
+    record: object = unpack(data, MAX_REQUEST_BYTES)
+    if not is_map(record) or record.get("version") != VERSION:
         raise RecordInvalid(f"not a request of version {VERSION}")
-    record = cast("dict[Any, Any]", record)
     _refuse_unknown(record, _REQUEST_FIELDS, "")
     return Request(
         prompt=_optional(record, "prompt", _text),
@@ -116,22 +115,21 @@ def _text(name: str, value: Any) -> str:
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise InvalidRequest(name, value, "a list of texts")
-    return tuple(_text(name, one) for one in cast("list[Any]", value))
+    return tuple(_text(name, one) for one in value)
 
 
 def _messages(name: str, value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise InvalidRequest(name, value, "a list of messages")
     messages: list[Message] = []
-    for one in cast("list[Any]", value):
-        if not isinstance(one, dict):
+    for one in value:
+        if not is_map(one):
             raise InvalidRequest(name, one, "a map with role and content")
-        record = cast("dict[Any, Any]", one)
-        _refuse_unknown(record, ("role", "content"), "messages.")
-        role = _text("messages.role", record.get("role"))
-        messages.append(Message(role, _text("messages.content", record.get("content"))))
+        _refuse_unknown(one, ("role", "content"), "messages.")
+        role = _text("messages.role", one.get("role"))
+        messages.append(Message(role, _text("messages.content", one.get("content"))))
     return tuple(messages)
 
 
@@ -142,9 +140,9 @@ def _token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _sampling(value: Any) -> SamplingParams:
-    if not isinstance(value, dict):
+    if not is_map(value):
         raise InvalidRequest("sampling", value, "a map")
-    record = dict(cast("dict[Any, Any]", value))
+    record = dict(value)
     _refuse_unknown(record, _SAMPLING_FIELDS, "sampling.")
     for name in ("stop", "stop_token_ids"):
         if isinstance(record.get(name), list):

@@ -1,13 +1,18 @@
 -- The Scheduler's call: which jobs a session gets next.
 
 local AGING = 8
-local MAX_DROPPED = 256
-local NUM_TENANTS_SEEN = 128
+local PAGE = 16
+-- What one call may drop and seal, and whom it may pass over, so that it cannot hold the server for long.
+local MAX_CLEARED = 256
+local MAX_PASSED = 1024
 
--- Drops what stands in a queue and is no job; bounded per call, so that rubbish cannot hold the server.
+-- Drops what stands in a queue and is no job that can be claimed.
 local function drop(P, call, tenant, id, reason, raw)
-  call.dropped = call.dropped + 1
+  call.cleared = call.cleared + 1
   dead_letter(P, tenant, id, reason, 0, raw)
+  if reason == 'broken' then
+    write_off(P, tenant .. ':' .. id, call.now)
+  end
 end
 
 local function may_start(P, call, tenant)
@@ -17,35 +22,45 @@ local function may_start(P, call, tenant)
   return call.room[tenant] > 0
 end
 
--- Whether a job can be claimed; if not, it has been dealt with.
+-- Whether a job can be claimed; if not, it is ended.
 local function claimable(P, call, job)
+  local flaw
   if job.deadline > 0 and job.deadline <= call.now then
+    call.cleared = call.cleared + 1
     seal(P, job, call.now, 'expired')
     return false
+  elseif redis.call('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then
+    flaw = 'the job has no payload'
+  elseif not num_tokens(P, job) then
+    flaw = 'the result stream is not the one that the job wrote'
   end
-  if redis.call('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then
-    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the job has no payload', data = {} })
-    return false
+  if flaw then
+    call.cleared = call.cleared + 1
+    bury(P, job, call.now, { code = 'RecordInvalid', message = flaw })
   end
-  if not num_tokens(P, job) then
-    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the result stream is not the job\'s', data = {} })
-    return false
-  end
-  return true
+  return not flaw
 end
 
 -- The oldest of the class's jobs that ran before.
 local function take_again(P, call, class)
-  local again = P .. 'again:' .. class
-  for _, member in ipairs(redis.call('ZRANGE', again, 0, NUM_TENANTS_SEEN - 1)) do
-    local tenant = split(member)
-    if not tenant or may_start(P, call, tenant) then
-      redis.call('ZREM', again, member)
-      local job, problem = load_job(P, member)
-      if not job then
-        drop(P, call, tenant or '', member, problem)
-      elseif job.status == 'queued' and claimable(P, call, job) then
-        return job
+  local again, passed = P .. 'again:' .. class, 0
+  while passed < MAX_PASSED and call.cleared < MAX_CLEARED do
+    local members = redis.call('ZRANGE', again, passed, passed + PAGE - 1)
+    if #members == 0 then
+      return nil
+    end
+    for _, member in ipairs(members) do
+      local tenant, id = split(member)
+      if tenant and not may_start(P, call, tenant) then
+        passed = passed + 1
+      else
+        redis.call('ZREM', again, member)
+        local job, problem = load_job(P, member)
+        if not job then
+          drop(P, call, tenant or '', id or member, problem)
+        elseif job.status == 'queued' and claimable(P, call, job) then
+          return job
+        end
       end
     end
   end
@@ -55,7 +70,7 @@ end
 -- The job of a tenant's first queue entry that is one; nil when the queue holds none.
 local function first_of_queue(P, call, class, tenant)
   local queue = P .. 'in:' .. class .. ':' .. tenant
-  while call.dropped < MAX_DROPPED do
+  while call.cleared < MAX_CLEARED do
     local entries = redis.pcall('XRANGE', queue, '-', '+', 'COUNT', 1)
     if entries.err then
       drop(P, call, tenant, '', 'queue is not a stream')
@@ -88,19 +103,28 @@ end
 
 -- The first job of the tenant of least virtual time that may start one.
 local function take_fair(P, call, class)
-  local ready = P .. 'ready:' .. class
-  local tenants = redis.call('ZRANGE', ready, 0, NUM_TENANTS_SEEN - 1, 'WITHSCORES')
-  for i = 1, #tenants, 2 do
-    local tenant, start = tenants[i], tonumber(tenants[i + 1])
-    local job = may_start(P, call, tenant) and first_of_queue(P, call, class, tenant)
-    if job then
-      local wfq = P .. 'wfq:' .. class
-      if start > (tonumber(redis.call('HGET', wfq, 'vmin')) or 0) then
-        redis.call('HSET', wfq, 'vmin', tenants[i + 1])
+  local ready, passed = P .. 'ready:' .. class, 0
+  while passed < MAX_PASSED and call.cleared < MAX_CLEARED do
+    local tenants = redis.call('ZRANGE', ready, passed, passed + PAGE - 1, 'WITHSCORES')
+    if #tenants == 0 then
+      return nil
+    end
+    for i = 1, #tenants, 2 do
+      local tenant, start = tenants[i], tenants[i + 1]
+      if not may_start(P, call, tenant) then
+        passed = passed + 1
+      else
+        local job = first_of_queue(P, call, class, tenant)
+        if job then
+          local wfq = P .. 'wfq:' .. class
+          if tonumber(start) > (tonumber(redis.call('HGET', wfq, 'vmin')) or 0) then
+            redis.call('HSET', wfq, 'vmin', start)
+          end
+          charge(P, class, tenant, job.cost)
+          job.charged = job.cost
+          return job
+        end
       end
-      charge(P, class, tenant, job.cost)
-      job.charged = job.cost
-      return job
     end
   end
   return nil
@@ -127,12 +151,12 @@ local function grant(P, call, job, session)
   local marker = redis.pcall('XADD', P .. 'out:' .. job.member, n .. '-' .. mk, 'm',
     cmsgpack.pack({ claims, session, call.now }))
   if type(marker) == 'table' then
-    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the result stream takes no entries', data = {} })
+    bury(P, job, call.now, { code = 'RecordInvalid', message = 'the result stream takes no entries' })
     return nil
   end
   detach(P, job)
   account(P, job, 'running')
-  call.room[job.tenant] = call.room[job.tenant] - 1
+  call.room[job.tenant] = nil -- to be looked up again: the tenant has been charged
   redis.call('HSET', key, 'status', 'running', 'owner', session, 'mk', mk, 'claims', claims, 'claim_n', n,
     'claimed', call.now, 'charged', job.charged or job.cost)
   redis.call('HSET', P .. 'own:' .. session, job.member, mk .. ':' .. job.grain)
@@ -145,7 +169,7 @@ end
 -- ARGV: session, k. No nonce: the Scheduler calls it for the session.
 local function claim(keys, argv)
   local P, session = keys[1], argv[1]
-  local call = { now = now_ms(), dropped = 0, room = {} }
+  local call = { now = now_ms(), cleared = 0, room = {} }
   local v = redis.call('HMGET', P .. 'session:' .. session, 'slots', 'draining')
   local lease = tonumber(redis.call('ZSCORE', P .. 'leases', session))
   if not v[1] or not lease or lease < call.now then

@@ -35,19 +35,29 @@ local function conclude(P, job, now, reason, n, failure)
   event(P, 'finish', job, status, job.owner)
 end
 
+-- Writes the terminal entry for an owner that cannot. A stream that is not ours, or sealed by others, keeps
+-- what it has; the hash tells the end either way.
+local function write_terminal(P, member, reason, n, failure)
+  redis.pcall('XADD', P .. 'out:' .. member, SEAL_ID, 'f', cmsgpack.pack({
+    version = WIRE_VERSION, reason = reason, num_tokens = n, text = '',
+    usage = { completion_tokens = n }, error = failure,
+  }))
+end
+
 -- Ends a job from outside its owner: Redis refuses the owner's tokens from here on.
---
--- A stream that is not ours or sealed by others keeps what it has; the hash tells the end either way.
 local function seal(P, job, now, reason, failure)
   local n = num_tokens(P, job) or 0
-  local finish = {
-    version = WIRE_VERSION, reason = reason, num_tokens = n, text = '',
-    usage = { prompt_tokens = 0, cached_tokens = 0, completion_tokens = n },
-    timings = { queued_ms = 0, prefill_ms = 0, first_token_ms = 0, decode_ms = 0 },
-    error = failure,
-  }
-  redis.pcall('XADD', P .. 'out:' .. job.member, SEAL_ID, 'f', cmsgpack.pack(finish))
+  write_terminal(P, job.member, reason, n, failure)
   conclude(P, job, now, reason, n, failure and cmsgpack.pack(failure))
+end
+
+-- Ends what has the name of a job and not the fields of one.
+local function write_off(P, member, now)
+  local failure = { code = 'RecordInvalid', message = 'the job\'s hash is broken' }
+  write_terminal(P, member, 'failed', 0, failure)
+  redis.pcall('HSET', P .. 'job:' .. member, 'status', 'failed', 'reason', 'failed', 'finished', now)
+  redis.call('PEXPIRE', P .. 'job:' .. member, DAY_MS)
+  redis.call('PEXPIRE', P .. 'out:' .. member, DAY_MS)
 end
 
 -- Ends a job as failed and keeps its input among the dead letters.
