@@ -53,15 +53,12 @@ class SchedulerActor:
 
 
 class SchedulerHandle:
-    """The namespace's scheduler actor, adopted where it lives, else started.
+    """The namespace's scheduler actor, adopted where it lives, else started; does not wait for it.
 
     Args:
         config: The scheduler's settings.
         replica: What each replica is told.
         resources: What each replica gets.
-
-    Raises:
-        ServiceUnavailable: It does not start.
     """
 
     def __init__(self, config: SchedulerConfig, replica: ReplicaConfig, resources: ReplicaResources) -> None:
@@ -77,12 +74,23 @@ class SchedulerHandle:
             )
             .remote(config, replica, resources)
         )
+
+    def wait_until_ready(self) -> int:
+        """Returns its process id once its loop runs.
+
+        Raises:
+            ServiceUnavailable: It does not start.
+        """
         try:
-            self.pid: int = ray.get(self._actor.pid.remote(), timeout=_CONTROL_TIMEOUT_S)
+            pid: int = ray.get(self._actor.pid.remote(), timeout=_CONTROL_TIMEOUT_S)
         except ray.exceptions.RayError as error:
             raise explained(error, "the scheduler") from error
+        return pid
 
     def stop(self) -> None:
-        """Ends the loop, then the actor; a scheduler that hangs is ended all the same."""
+        """Ends the loop and returns when it has ended, or hangs."""
         ray.wait([self._actor.stop.remote()], timeout=_CONTROL_TIMEOUT_S)
+
+    def kill(self) -> None:
+        """Ends the actor at once."""
         ray.kill(self._actor, no_restart=True)

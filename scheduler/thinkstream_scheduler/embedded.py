@@ -41,7 +41,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
@@ -49,6 +49,11 @@ class EmbeddedServer:
     def url(self) -> str:
         """Where it listens."""
         return f"redis://{_HOST}:{self._port}/0"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -67,7 +72,7 @@ class EmbeddedServer:
             ServiceUnavailable: It did not answer in time.
         """
         binary = find_server_binary()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(_PORT_ATTEMPTS):
             self._port = port or _free_port()
             self._spawn(binary)
@@ -98,7 +103,7 @@ class EmbeddedServer:
             "protected-mode": "yes",
             "port": str(self._port),
             "daemonize": "no",
-            "dir": str(self._folder),
+            "dir": str(self.folder),
             "logfile": str(self._log_path),
             "save": "",
             "appendonly": "yes",
@@ -133,7 +138,7 @@ class EmbeddedServer:
 
     @property
     def _log_path(self) -> Path:
-        return self._folder / "server.log"
+        return self.folder / "server.log"
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):

@@ -6,10 +6,8 @@ The only place that knows all the parts. What they are is decided by its caller,
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from thinkstream_client import functions
 from thinkstream_client.connection import Connection
@@ -20,10 +18,6 @@ from thinkstream_workers.config import ReplicaConfig
 from . import ray_runtime
 from .config import SchedulerConfig
 from .resources import ReplicaResources, num_cores
-
-if TYPE_CHECKING:
-    from .actor import SchedulerHandle
-    from .pool import RayPool
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +50,34 @@ class ServiceOptions:
 
 
 class Service:
-    """A running service: the scheduler and its replicas. Made by `start_service`.
+    """The scheduler and its replicas, from `start_service` on.
 
     Attributes:
         pids: The actors' processes, by name, as they were at the start.
     """
 
-    def __init__(self, pool: RayPool, scheduler: SchedulerHandle, pids: Mapping[str, int]) -> None:
-        self._pool, self._scheduler = pool, scheduler
-        self.pids = {"scheduler": scheduler.pid, **pids}
+    def __init__(self, options: ServiceOptions) -> None:
+        from .actor import SchedulerHandle
+        from .pool import RayPool
+
+        resources = _resources(options)
+        config = SchedulerConfig(redis=options.redis, num_replicas=options.num_replicas)
+        self._names = config.replica_names
+        self._pool = RayPool(options.replica, resources)
+        for name in self._names:
+            self._pool.keep(name)
+        self._scheduler = SchedulerHandle(config, options.replica, resources)
+        self.pids: dict[str, int] = {}
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Returns once every replica takes jobs.
+
+        Raises:
+            ConfigError: A replica cannot use its model or its namespace.
+            ServiceUnavailable: An actor died, or they took too long.
+        """
+        self.pids = self._pool.wait_until_ready(timeout_s)
+        self.pids["scheduler"] = self._scheduler.wait_until_ready()
 
     def stop(self, *, drain_timeout_s: float = 10.0) -> None:
         """Stops claiming, drains the replicas, ends all actors and leaves Ray.
@@ -77,14 +90,25 @@ class Service:
         """
         try:
             self._scheduler.stop()
-            # Replicas that were replaced since the start are held by the scheduler alone.
-            self._pool.deaths()
-            for name in self.pids.keys() - {"scheduler"}:
-                self._pool.adopt(name)
+            self._hold_successors()
             self._pool.drain(drain_timeout_s)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends all actors at once and leaves Ray."""
+        try:
+            self._scheduler.kill()
+            self._hold_successors()
             self._pool.kill()
         finally:
             ray_runtime.disconnect()
+
+    def _hold_successors(self) -> None:
+        """Takes hold of the replicas that the scheduler started in place of ours."""
+        self._pool.deaths()
+        for name in self._names:
+            self._pool.adopt(name)
 
 
 def start_service(options: ServiceOptions) -> Service:
@@ -103,10 +127,16 @@ def start_service(options: ServiceOptions) -> Service:
         show_logs=options.show_logs,
     )
     try:
-        return _start_actors(options)
+        service = Service(options)
     except BaseException:
         ray_runtime.disconnect()
         raise
+    try:
+        service.wait_until_ready(options.ready_timeout_s)
+    except BaseException:
+        service.kill()
+        raise
+    return service
 
 
 def _check_server(settings: RedisSettings) -> None:
@@ -119,23 +149,6 @@ def _check_server(settings: RedisSettings) -> None:
     logger.info("%s %s at %s", server.name, server.version, settings.masked_url)
     if not server.append_only:
         logger.warning("%s keeps no append-only file: jobs are lost when it stops", server.name)
-
-
-def _start_actors(options: ServiceOptions) -> Service:
-    from .actor import SchedulerHandle
-    from .pool import RayPool
-
-    resources = _resources(options)
-    config = SchedulerConfig(redis=options.redis, num_replicas=options.num_replicas)
-    pool = RayPool(options.replica, resources)
-    try:
-        for name in config.replica_names:
-            pool.keep(name)
-        pids = pool.wait_until_ready(options.ready_timeout_s)
-        return Service(pool, SchedulerHandle(config, options.replica, resources), pids)
-    except BaseException:
-        pool.kill()
-        raise
 
 
 def _resources(options: ServiceOptions) -> ReplicaResources:

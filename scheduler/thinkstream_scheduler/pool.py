@@ -51,7 +51,7 @@ class RayPool:
 
     def __init__(self, replica: ReplicaConfig, resources: ReplicaResources) -> None:
         self._replica, self._resources = replica, resources
-        self._namespace = ray_namespace(replica.namespace)
+        self._namespace = ray_namespace(replica.redis.namespace)
         self._actors: dict[str, ActorProxy] = {}
         # Filled from Ray's threads.
         self._deaths: queue.SimpleQueue[tuple[str, ActorProxy]] = queue.SimpleQueue()

@@ -1,0 +1,181 @@
+"""The process of `thinkstream up`: starts what is asked for, serves until a signal, leaves nothing behind.
+
+It owns the embedded server and a Ray of its own, which end with it however it ends. Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from thinkstream_client.discovery import ServiceState, read_state, remove_state, state_dir, write_state
+from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.settings import RedisSettings
+from thinkstream_workers.config import ReplicaConfig
+
+from .embedded import EmbeddedServer
+from .launch import Service, ServiceOptions, start_service
+from .resources import num_cores
+
+MAIN_PROCESS = "service"
+"""The part under which the state file names the process that serves."""
+
+_LOCK_FILE = "up.lock"
+_DATA_FOLDER = "data"
+_RANDOM = "random:"
+_WATCH_S = 0.5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """What `up` is asked for.
+
+    Attributes:
+        redis_url: A running server; None starts one of our own, whose data stay in the state folder.
+        namespace: First part of every key.
+        ray_address: A running Ray cluster; None starts one of our own.
+        model: What the replicas serve, as ``ReplicaConfig`` names it.
+        num_replicas: Replicas to hold.
+        slots: Jobs at once of one replica.
+        device: Where the model runs.
+        dtype: Type of the weights; None is the checkpoint's own.
+        max_context: Tokens of prompt and result together; None is the model's own limit.
+        drain_timeout_s: How long running jobs may go on once a signal has come.
+    """
+
+    redis_url: str | None = None
+    namespace: str = "ts"
+    ray_address: str | None = None
+    model: str = "demo"
+    num_replicas: int = 1
+    slots: int = 32
+    device: str = "cpu"
+    dtype: str | None = None
+    max_context: int | None = None
+    drain_timeout_s: float = 10.0
+
+
+def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
+    """Serves until SIGINT, SIGTERM or SIGHUP, then drains.
+
+    Args:
+        options: What to serve.
+        announce: Told once the service is ready.
+
+    Raises:
+        ConfigError: Something given cannot be used.
+        ServiceUnavailable: Another service runs here, or a part does not work.
+        KeyboardInterrupt: A signal came before the service was ready.
+    """
+    with _only_one(), contextlib.ExitStack() as cleanup:
+        remove_state()  # of a service that was killed
+        cleanup.callback(remove_state)
+        # Callbacks run last to first, so a second Ctrl-C cannot cut what follows short.
+        interrupt_on_signals()
+        server = None
+        url = options.redis_url
+        if url is None:
+            server = EmbeddedServer(state_dir() / _DATA_FOLDER)
+            cleanup.callback(server.stop)
+            server.start()
+            url = server.url
+        redis = RedisSettings(url=url, namespace=options.namespace)
+        service = start_service(_service_options(options, redis))
+        interrupt_on_signals()  # Ray has put its own handler in place of ours
+        cleanup.callback(service.stop, drain_timeout_s=options.drain_timeout_s)
+        cleanup.callback(ignore_signals)
+        state = _state(options, redis, server, service)
+        write_state(state)
+        announce(state)
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(server)
+
+
+def interrupt_on_signals() -> None:
+    """Has every signal that ends a service raise KeyboardInterrupt in the main thread."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+
+
+def ignore_signals() -> None:
+    """Lets no signal cut short what is done from now on."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def replica_threads(num_replicas: int) -> int:
+    """Threads of each of several replicas that share this machine."""
+    return max(1, num_cores() // max(1, num_replicas))
+
+
+@contextlib.contextmanager
+def _only_one() -> Generator[None]:
+    """Holds the state folder: two services would write one data folder.
+
+    Raises:
+        ServiceUnavailable: Somebody holds it.
+    """
+    folder = state_dir()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / _LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            state = read_state()
+            where = f" (pid {state.pids.get(MAIN_PROCESS, 0)})" if state is not None else ""
+            raise ServiceUnavailable(
+                f"a service runs here already{where}; end it with `thinkstream down`"
+            ) from None
+        yield
+
+
+def _service_options(options: UpOptions, redis: RedisSettings) -> ServiceOptions:
+    is_local_cpu = options.device == "cpu" and options.ray_address is None
+    replica = ReplicaConfig(
+        redis=redis,
+        model=_absolute(options.model),
+        slots=options.slots,
+        device=options.device,
+        dtype=options.dtype,
+        max_context=options.max_context,
+        num_threads=replica_threads(options.num_replicas) if is_local_cpu else None,
+    )
+    return ServiceOptions(
+        redis=redis, replica=replica, num_replicas=options.num_replicas, ray_address=options.ray_address
+    )
+
+
+def _absolute(model: str) -> str:
+    """The model as actors can find it, whose working directory is another."""
+    if model.startswith(_RANDOM):
+        return _RANDOM + str(Path(model.removeprefix(_RANDOM)).absolute())
+    return model if model == "demo" else str(Path(model).absolute())
+
+
+def _state(
+    options: UpOptions, redis: RedisSettings, server: EmbeddedServer | None, service: Service
+) -> ServiceState:
+    state = ServiceState(
+        url=redis.url,
+        namespace=redis.namespace,
+        pids={MAIN_PROCESS: os.getpid(), **service.pids},
+        ray_address=options.ray_address or "",
+        model=options.model,
+    )
+    if server is None:
+        return state
+    return replace(state, pids={**state.pids, "redis": server.pid}, data_dir=str(state_dir() / _DATA_FOLDER))
+
+
+def _watch(server: EmbeddedServer | None) -> None:
+    while True:
+        time.sleep(_WATCH_S)
+        if server is not None and not server.is_running:
+            raise ServiceUnavailable(f"the embedded server has ended; its log lies in {server.folder}")
