@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from .connection import AsyncConnection
 from .core import ClientCore
-from .effects import AsyncRun, Blocking, Effect, Operation, Pipeline, Sleep
+from .effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep
 from .errors import ThinkstreamError
 from .follow import Submission
 from .functions import JobInfo
+from .read_pool import ReadPool
 from .records import Finish, JobRef, JobStatus, TokenChunk
 from .result_stream import ResultStream
 from .results import JobResult
@@ -29,6 +30,7 @@ class AsyncRunner:
     def __init__(self, settings: RedisSettings) -> None:
         self._connection = AsyncConnection(settings)
         self._reader = AsyncConnection(settings, blocking=True)
+        self._reads = ReadPool(self._reader)
 
     async def run(self, operation: Operation[T]) -> T:
         """Runs an operation to its end and returns what it returns."""
@@ -47,6 +49,7 @@ class AsyncRunner:
 
     async def close(self) -> None:
         """Closes the sockets."""
+        await self._reads.close()
         await self._connection.close()
         await self._reader.close()
 
@@ -57,8 +60,8 @@ class AsyncRunner:
             case Sleep(ms):
                 await asyncio.sleep(ms / 1000)
                 return None
-            case Blocking(call):
-                return await self._reader.run(call)
+            case Read():
+                return await self._reads.read(effect)
             case Pipeline(calls):
                 return await self._connection.run_many(calls)
             case _:

@@ -8,12 +8,16 @@ by itself. ``client`` runs operations on a blocking connection, ``aio`` on an ev
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .call import Call
 from .errors import ServiceUnavailable, ThinkstreamError
+from .keys import Keys
+from .read_calls import read_results
+from .records import JobRef
+from .wire import RawEntry
 
 T = TypeVar("T")
 
@@ -25,11 +29,22 @@ class Sleep:
     ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Blocking(Generic[T]):
-    """Run a call that may wait in Redis, on the connection kept for that."""
+Results = dict[JobRef, list[RawEntry]]
+"""What result streams hold, of those that have something."""
 
-    call: Call[T]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Read result streams, on a connection kept for commands that may wait in Redis; see ``read_results``."""
+
+    keys: Keys
+    positions: Mapping[JobRef, tuple[int, int]]
+    block_ms: int | None
+    count: int | None
+
+    def call(self) -> Call[Results]:
+        """Returns the command."""
+        return read_results(self.keys, self.positions, block_ms=self.block_ms, count=self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +54,7 @@ class Pipeline:
     calls: Sequence[Call[Any]]
 
 
-Effect = Call[Any] | Blocking[Any] | Pipeline | Sleep
+Effect = Call[Any] | Read | Pipeline | Sleep
 Operation = Generator[Effect, Any, T]
 
 

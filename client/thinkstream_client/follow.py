@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import functions, wire
+from . import functions
 from .call import Call
-from .effects import Backoff, Blocking, Operation, Pipeline, Sleep
+from .effects import Backoff, Operation, Pipeline, Read, Results, Sleep
 from .errors import (
     JobExpired,
     JobNotFound,
@@ -30,6 +30,7 @@ from .errors import (
 from .keys import Keys
 from .records import JobRef, JobStatus, Request
 from .result_reader import News, ResultReader
+from .wire import RawEntry
 
 logger = logging.getLogger(__name__)
 
@@ -151,13 +152,11 @@ class Follower:
 
     def _read(self, block_ms: int, events: list[Event]) -> Operation[None]:
         ended = [ref for ref, one in self._followed.items() if one.has_ended]
-        entries: dict[JobRef, list[wire.RawEntry]] = yield Blocking(
-            functions.read_results(
-                self._keys,
-                {ref: one.reader.position for ref, one in self._followed.items()},
-                block_ms=None if ended else block_ms,
-                count=_ENTRIES_PER_READ,
-            )
+        entries: Results = yield Read(
+            keys=self._keys,
+            positions={ref: one.reader.position for ref, one in self._followed.items()},
+            block_ms=None if ended else block_ms,
+            count=_ENTRIES_PER_READ,
         )
         for ref, stream in entries.items():
             events.extend((yield from self._feed(ref, stream)))
@@ -165,7 +164,7 @@ class Follower:
             if ref not in entries:  # sealed, and nothing left to read
                 self._give_up(ref, ResultExpired(ref.job_id), events)
 
-    def _feed(self, ref: JobRef, entries: Sequence[wire.RawEntry]) -> Operation[list[Event]]:
+    def _feed(self, ref: JobRef, entries: Sequence[RawEntry]) -> Operation[list[Event]]:
         one = self._followed[ref]
         one.heard_s = self._now()
         try:
@@ -183,9 +182,10 @@ class Follower:
         return [Event(ref, what) for what in news]
 
     def _where_forked(self, reader: ResultReader, forked: StreamForked) -> Operation[StreamForked]:
-        whole = functions.read_results(self._keys, {reader.ref: (0, 0)}, block_ms=None, count=None)
         try:
-            entries: dict[JobRef, list[wire.RawEntry]] = yield Blocking(whole)
+            entries: Results = yield Read(
+                keys=self._keys, positions={reader.ref: (0, 0)}, block_ms=None, count=None
+            )
         except ServiceUnavailable:  # the fork is the news; its place can only be said less exactly
             return forked
         return StreamForked(reader.ref.job_id, reader.agreement_with(entries.get(reader.ref, ())))

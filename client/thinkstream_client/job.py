@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from .connection import Connection
 from .core import ClientCore
-from .effects import Blocking, Effect, Operation, Pipeline, Run, Sleep
+from .effects import Effect, Operation, Pipeline, Read, Run, Sleep
 from .errors import ThinkstreamError
 from .follow import Submission
 from .functions import JobInfo
@@ -56,8 +56,8 @@ class Runner:
             case Sleep(ms):
                 time.sleep(ms / 1000)
                 return None
-            case Blocking(call):
-                return self._reader.run(call)
+            case Read():
+                return self._reader.run(effect.call())
             case Pipeline(calls):
                 return self._connection.run_many(calls)
             case _:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 from thinkstream_client import (
     AsyncClient,
@@ -53,6 +54,32 @@ async def test_many_streams_at_once(client: AsyncClient, worker: Worker) -> None
     jobs = await client.submit_many(["x" * n for n in range(1, 33)])
     results = await asyncio.gather(*(job.result(timeout_s=20) for job in jobs))
     assert [result.token_ids[0] for result in results] == list(range(1, 33))
+
+
+async def test_hundreds_of_streams_share_a_few_connections(
+    client: AsyncClient, worker: Worker, redis_url: str
+) -> None:
+    jobs = await client.submit_many(["x" * n for n in range(1, 201)])
+    twice = [*jobs, *jobs[:50]]
+    tasks = [asyncio.create_task(job.result(timeout_s=20)) for job in twice]
+    await asyncio.sleep(0.6)
+    with redis.Redis.from_url(redis_url) as raw:
+        assert len(raw.client_list()) < 30
+    for task in tasks[200:210]:
+        task.cancel()
+    worker.start()
+    results = await asyncio.gather(*tasks[:200], *tasks[210:])
+    assert [result.token_ids[0] for result in results[:200]] == list(range(1, 201))
+    assert [result.job_id for result in results[200:]] == [job.id for job in jobs[10:50]]
+
+
+async def test_client_closed_under_a_reader(redis_url: str) -> None:
+    client = AsyncClient(redis_url)
+    task = asyncio.create_task((await client.submit("Hello")).result())
+    await asyncio.sleep(0.1)
+    await client.close()
+    with pytest.raises((asyncio.CancelledError, ServiceUnavailable)):
+        await asyncio.wait_for(task, 5)
 
 
 async def test_cancel(client: AsyncClient, worker: Worker) -> None:

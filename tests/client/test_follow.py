@@ -8,7 +8,7 @@ import pytest
 
 from thinkstream_client import functions
 from thinkstream_client.call import Call
-from thinkstream_client.effects import Blocking, Operation, Pipeline, Sleep
+from thinkstream_client.effects import Operation, Pipeline, Read, Sleep
 from thinkstream_client.errors import (
     JobExpired,
     JobNotFound,
@@ -61,9 +61,9 @@ class Server:
             events: list[Event] = end.value
             return [event.what for event in events]
 
-    def _answer(self, effect: Call[Any] | Blocking[Any] | Pipeline | Sleep) -> object:
-        if isinstance(effect, Blocking):
-            self.blocked.append("BLOCK" in effect.call.args)
+    def _answer(self, effect: Call[Any] | Read | Pipeline | Sleep) -> object:
+        if isinstance(effect, Read):
+            self.blocked.append(effect.block_ms is not None)
             read = self.reads.pop(0) if self.reads else {}
             if isinstance(read, ThinkstreamError):
                 raise read
