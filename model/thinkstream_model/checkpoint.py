@@ -7,6 +7,7 @@ PATH                          a checkpoint's folder
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from .generation import GenerationDefaults
 from .loader import load_thinker
 from .thinker import Thinker, random_thinker
 from .tokenizer import TOKENIZER_FILES, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _DEMO = Path(__file__).with_name("demo")
 _RANDOM = re.compile(r"random:(?P<config>.+?)(,seed=(?P<seed>\d{1,18}))?")
@@ -76,6 +79,7 @@ class Checkpoint:
         """
         if self.random_seed is None:
             return load_thinker(self.folder, device=device, dtype=dtype)
+        logger.info("making random weights, seed %d\n%s", self.random_seed, self.config.describe())
         on_cpu = torch.device(device).type == "cpu"
         usual = torch.float32 if on_cpu else torch.bfloat16
         return random_thinker(self.config, device=device, dtype=dtype or usual, seed=self.random_seed)

@@ -90,7 +90,7 @@ def load_model(config: ReplicaConfig) -> LoadedModel:
     """
     try:
         checkpoint = Checkpoint.resolve(config.model)
-        logger.info("model %s\n%s", config.model, checkpoint.config.describe())
+        logger.info("model %s", config.model)
         tokenizer = checkpoint.load_tokenizer()
         return LoadedModel(
             thinker=checkpoint.load_thinker(device=_device(config), dtype=_dtype(config.dtype)),
