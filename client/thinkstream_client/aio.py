@@ -185,9 +185,10 @@ class AsyncClient:
         tenant: str = "default",
         priority: str = "normal",
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         max_in_flight: int = 1024,
     ) -> AsyncBatchJob:
-        """Returns a batch, which submits as it is iterated and yields results in the order of their ends.
+        """Returns a batch, which is submitted while its ``results()`` are iterated over.
 
         Args:
             requests: Prompts as text, whole requests, or items as ``read_lines`` gives them.
@@ -196,6 +197,7 @@ class AsyncClient:
             tenant: Whose the jobs are.
             priority: Their class.
             deadline_s: Time each job has from its submission.
+            tags: Labels to find the jobs by, beside each one's own.
             max_in_flight: Jobs in the queue or at work at one time.
         """
         options = BatchOptions(
@@ -205,5 +207,5 @@ class AsyncClient:
             deadline_s=deadline_s,
             max_in_flight=max_in_flight,
         )
-        batch = self._core.batch(batch_items(requests, sampling), options)
+        batch = self._core.batch(batch_items(requests, sampling, tags), options)
         return AsyncBatchJob(self._runner.run, self._core, batch)

@@ -20,11 +20,7 @@ _INBOX = 64  # readings that wait to be taken; a slow caller slows the readers, 
 
 
 class BatchJob:
-    """Many jobs. Iterating submits them as there is room and yields their results as they end.
-
-    One thread per 256 jobs in flight reads; they end with the iteration, also when it is left early. Jobs
-    that were submitted by then run on.
-    """
+    """Many jobs, submitted as there is room while their results are iterated over."""
 
     def __init__(self, run: Run, client: ClientCore, batch: BatchCore) -> None:
         self._run, self._client, self._batch = run, client, batch
@@ -46,7 +42,15 @@ class BatchJob:
         """
         self._run(self._batch.cancel())
 
-    def __iter__(self) -> Iterator[BatchResult]:
+    def results(self) -> Iterator[BatchResult]:
+        """Yields one result per item, in the order of their ends. To be iterated once.
+
+        One thread per 256 jobs in flight reads; they end with the iteration, also when it is left early. Jobs
+        that were submitted by then run on.
+
+        Raises:
+            ServiceUnavailable: The connection was lost and did not come back.
+        """
         self._run(self._client.connect())
         inbox: queue.Queue[list[Event] | Exception] = queue.Queue(_INBOX)
         stopping = threading.Event()
@@ -98,7 +102,7 @@ def _next(inbox: queue.Queue[list[Event] | Exception], wait_s: float) -> list[Ev
 
 
 class AsyncBatchJob:
-    """Many jobs, on an event loop; see ``BatchJob``. One task per 256 jobs in flight reads."""
+    """Many jobs, on an event loop; see ``BatchJob``."""
 
     def __init__(self, run: AsyncRun, client: ClientCore, batch: BatchCore) -> None:
         self._run, self._client, self._batch = run, client, batch
@@ -117,7 +121,8 @@ class AsyncBatchJob:
         """Submits no more and cancels the jobs in flight; iterating goes on to the end."""
         await self._run(self._batch.cancel())
 
-    async def __aiter__(self) -> AsyncIterator[BatchResult]:
+    async def results(self) -> AsyncIterator[BatchResult]:
+        """Yields one result per item, in the order of their ends; see ``BatchJob.results``."""
         import asyncio
 
         await self._run(self._client.connect())

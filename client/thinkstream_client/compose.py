@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from .errors import InvalidRequest
@@ -136,8 +136,6 @@ def compose_request(
     """
     if sampling is not None and fields:
         raise InvalidRequest("sampling", sorted(fields), "either sampling or single fields, not both")
-    if isinstance(tags, str):
-        raise InvalidRequest("tags", tags, "a sequence of names")
     if prompt is not None and not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidRequest("prompt", prompt, "text")
     return Request(
@@ -146,25 +144,45 @@ def compose_request(
         token_ids=None if token_ids is None else tuple(token_ids),
         sampling=sampling if sampling is not None else sampling_from_fields(fields or {}),
         grain=LIVE_GRAIN if stream else BULK_GRAIN,
-        tags=tuple(check_name("tags", tag) for tag in tags),
+        tags=tuple(check_name("tags", tag) for tag in _not_text("tags", tags)),
     )
 
 
 def batch_items(
-    given: Iterable[str | Request | BatchItem], sampling: SamplingParams | None
+    given: Iterable[str | Request | BatchItem], sampling: SamplingParams | None, tags: Iterable[str]
 ) -> Iterator[BatchItem]:
-    """Yields the items of a batch; plain text becomes a prompt with ``sampling``."""
+    """Yields the items of a batch; plain text becomes a prompt with ``sampling``.
+
+    Args:
+        given: Prompts, requests or items.
+        sampling: How tokens are chosen for prompts given as text.
+        tags: Labels to add to each.
+
+    Raises:
+        InvalidRequest: A tag is no name.
+    """
+    labels = tuple(check_name("tags", tag) for tag in _not_text("tags", tags))
     for number, one in enumerate(given, start=1):
-        if isinstance(one, BatchItem):
-            yield one
-            continue
-        custom_id = f"item-{number}"
-        try:
-            request = _bulk_request(one, sampling)
-        except InvalidRequest as error:
-            yield BatchItem(number=number, custom_id=custom_id, error=error)
-        else:
-            yield BatchItem(number=number, custom_id=custom_id, request=request)
+        item = one if isinstance(one, BatchItem) else _bulk_item(one, number, sampling)
+        if item.request is not None and labels:
+            item = _labelled(item, item.request, labels)
+        yield item
+
+
+def _bulk_item(given: str | Request, number: int, sampling: SamplingParams | None) -> BatchItem:
+    custom_id = f"item-{number}"
+    try:
+        request = _bulk_request(given, sampling)
+    except InvalidRequest as error:
+        return BatchItem(number=number, custom_id=custom_id, error=error)
+    return BatchItem(number=number, custom_id=custom_id, request=request)
+
+
+def _labelled(item: BatchItem, request: Request, tags: tuple[str, ...]) -> BatchItem:
+    try:
+        return replace(item, request=replace(request, tags=tuple(dict.fromkeys(request.tags + tags))))
+    except InvalidRequest as error:
+        return replace(item, request=None, error=error)
 
 
 def bulk_requests(given: Iterable[str | Request], sampling: SamplingParams | None) -> Iterator[Request]:
@@ -185,6 +203,13 @@ def _bulk_request(given: str | Request, sampling: SamplingParams | None) -> Requ
     if isinstance(given, Request):
         return given
     return compose_request(prompt=given, sampling=sampling, stream=False)
+
+
+def _not_text(field: str, names: Iterable[str]) -> Iterable[str]:
+    # A text is a sequence of texts too, and never what was meant.
+    if isinstance(names, str):
+        raise InvalidRequest(field, names, "a sequence of names")
+    return names
 
 
 def _message(given: Message | Mapping[str, str] | tuple[str, str]) -> Message:

@@ -48,6 +48,17 @@ class BatchResult:
     result: JobResult | None = None
     error: ThinkstreamError | None = None
 
+    @property
+    def custom_id(self) -> str:
+        """The caller's name for the item."""
+        return self.item.custom_id
+
+    @property
+    def text(self) -> str:
+        """The readable text, as far as there is any."""
+        there = self.result or (self.error and self.error.partial)
+        return there.text if there else ""
+
 
 class ResultBuilder:
     """Gathers the chunks of one job, in order, from the first on.

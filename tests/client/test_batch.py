@@ -38,9 +38,9 @@ def first_ids(results: list[BatchResult]) -> list[int]:
 def test_every_item_is_answered_once(client: Client, worker: Worker) -> None:
     worker.start()
     batch = client.batch(PROMPTS, sampling=SamplingParams(max_tokens=20), id="night")
-    results = list(batch)
+    results = list(batch.results())
     assert first_ids(results) == list(range(1, 601))
-    assert {one.item.custom_id for one in results} == {f"item-{n}" for n in range(1, 601)}
+    assert {one.custom_id for one in results} == {f"item-{n}" for n in range(1, 601)}
     progress = batch.progress
     assert (progress.submitted, progress.started, progress.done, progress.failed) == (600, 600, 600, 0)
     assert progress.tokens == 600 * 20
@@ -50,13 +50,13 @@ def test_every_item_is_answered_once(client: Client, worker: Worker) -> None:
 def test_results_come_as_jobs_end(client: Client, worker: Worker) -> None:
     worker.start()
     lines = ['{"id": "long", "prompt": "a", "max_tokens": 320}', '{"id": "short", "prompt": "b"}']
-    assert [one.item.custom_id for one in client.batch(read_lines(lines))] == ["short", "long"]
+    assert [one.custom_id for one in client.batch(read_lines(lines)).results()] == ["short", "long"]
 
 
 def test_bad_lines_and_failed_jobs_leave_the_others_alone(client: Client, worker: Worker) -> None:
     worker.start()
     lines = ['{"id": "a", "prompt": "Hello"}', "oops", '{"id": "с/b", "prompt": "too long"}']
-    found = {one.item.custom_id: one for one in client.batch(read_lines(lines))}
+    found = {one.custom_id: one for one in client.batch(read_lines(lines)).results()}
     assert found["a"].result is not None
     assert isinstance(found["line-2"].error, InvalidRequest) and found["line-2"].job_id == ""
     assert isinstance(found["с/b"].error, PromptTooLong) and found["с/b"].job_id
@@ -72,7 +72,7 @@ def test_no_more_in_flight_than_asked(client: Client, worker: Worker) -> None:
 
     watcher = threading.Timer(0.5, watch)
     watcher.start()
-    assert len(list(batch)) == 50
+    assert len(list(batch.results())) == 50
     watcher.join()
     assert seen == [8]
 
@@ -82,25 +82,35 @@ def test_full_queue_slows_the_batch(client: Client, worker: Worker) -> None:
     operator.run(tenant_set(client.settings.keys, 0, "small", max_jobs=20))
     operator.close()
     worker.start()
-    results = list(client.batch(PROMPTS[:50], tenant="small"))
+    results = list(client.batch(PROMPTS[:50], tenant="small").results())
     assert first_ids(results) == list(range(1, 51))
 
 
 def test_second_run_finds_the_jobs_of_the_first(client: Client, worker: Worker) -> None:
     worker.start()
-    for result in client.batch(PROMPTS[:40], id="again"):
+    for result in client.batch(PROMPTS[:40], id="again").results():
         assert result.result is not None
         break
     assert not [one for one in threading.enumerate() if one.name.startswith("thinkstream")]
-    assert first_ids(list(client.batch(PROMPTS[:40], id="again"))) == list(range(1, 41))
+    assert first_ids(list(client.batch(PROMPTS[:40], id="again").results())) == list(range(1, 41))
     assert len(client.jobs(limit=1000)) == 40
 
 
 def test_same_id_twice_is_an_error(client: Client, worker: Worker) -> None:
     worker.start()
     items = [next(read_lines(['{"id": "a", "prompt": "Hello"}'])) for _ in range(2)]
-    errors = [one.error for one in client.batch(items)]
+    errors = [one.error for one in client.batch(items).results()]
     assert [type(error) for error in errors if error is not None] == [InvalidRequest]
+
+
+def test_tags_and_partial_text(client: Client, worker: Worker) -> None:
+    worker.start()
+    lines = ['{"id": "a", "prompt": "Hello", "tags": ["own"]}', '{"id": "b", "prompt": "too long"}']
+    found = {one.custom_id: one.text for one in client.batch(read_lines(lines), tags=["night"]).results()}
+    assert found == {"a": "5 6 7 8 9 10 11 12 !", "b": ""}
+    assert {job.tags for job in client.jobs(tag="night")} == {("own", "night"), ("night",)}
+    with pytest.raises(InvalidRequest, match="tags"):
+        next(client.batch(["a"], tags="night").results())
 
 
 def test_cancel(client: Client, worker: Worker) -> None:
@@ -108,7 +118,7 @@ def test_cancel(client: Client, worker: Worker) -> None:
     batch = client.batch(PROMPTS[:10], max_in_flight=5)
     threading.Timer(0.5, lambda: worker.allow(None)).start()
     results: list[BatchResult] = []
-    for result in batch:
+    for result in batch.results():
         if not results:
             batch.cancel()
         results.append(result)
@@ -126,7 +136,7 @@ def test_batch_goes_on_with_another_worker(client: Client, worker: Worker, next_
     killer = threading.Timer(0.5, replace_worker)
     killer.start()
     batch = client.batch(PROMPTS[:64], sampling=SamplingParams(max_tokens=200))
-    assert first_ids(list(batch)) == list(range(1, 65))
+    assert first_ids(list(batch.results())) == list(range(1, 65))
     killer.join()
     assert batch.progress.tokens == 64 * 200
 
@@ -135,9 +145,9 @@ async def test_async_batch(redis_url: str, worker: Worker) -> None:
     worker.start()
     async with AsyncClient(redis_url) as client:
         batch = client.batch(PROMPTS[:300])
-        results = [result async for result in batch]
+        results = [result async for result in batch.results()]
         assert first_ids(results) == list(range(1, 301))
         assert batch.progress.done == 300
         stopped = client.batch(PROMPTS[:20], id="stopped")
-        async for _ in stopped:
+        async for _ in stopped.results():
             await stopped.cancel()

@@ -99,7 +99,7 @@ async def test_async_batch_goes_on_after_the_server_came_back(
         workers: list[Worker] = []
         thread = threading.Timer(0.3, lambda: workers.append(restart(server, make_worker, first)))
         thread.start()
-        results = [one async for one in client.batch(["Hello"] * 40)]
+        results = [one async for one in client.batch(["Hello"] * 40).results()]
         thread.join()
         workers[0].close()
     assert [one.result.text for one in results if one.result is not None] == [TEXT] * 40

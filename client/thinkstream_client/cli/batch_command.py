@@ -79,7 +79,7 @@ def batch(
 
 def _read(source: Path) -> list[str]:
     try:
-        return source.read_text(encoding="utf-8").splitlines()
+        return source.read_text(encoding="utf-8").split("\n")  # str.splitlines also splits inside JSON texts
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -91,7 +91,7 @@ def _repair(target: Path) -> set[str]:
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             target.write_bytes(whole)
-        return answered_ids(whole.decode("utf-8", "replace").splitlines())
+        return answered_ids(whole.decode("utf-8", "replace").split("\n"))
     except FileNotFoundError:
         return set()
     except OSError as error:
@@ -110,7 +110,7 @@ def _run(job: BatchJob, num_items: int, target: Path, *, quiet: bool) -> None:
     try:
         with target.open("a", encoding="utf-8") as out, Progress(*columns, disable=quiet) as bar:
             task = bar.add_task("", total=num_items, rate="")
-            for result in job:
+            for result in job.results():
                 out.write(result_line(result, created_s=int(time.time())) + "\n")
                 out.flush()
                 tokens_per_s = job.progress.tokens / max(time.monotonic() - started_s, 1e-9)
