@@ -229,4 +229,5 @@ class Publication:
         while len(self._crcs) <= whole:
             start = (len(self._crcs) - 1) * self._grain
             self._crcs.append(chain_crc(self._crcs[-1], self._ids[start : start + self._grain]))
-        return chain_crc(self._crcs[whole], self._ids[whole * self._grain : num_tokens])
+        rest = self._ids[whole * self._grain : num_tokens]
+        return chain_crc(self._crcs[whole], rest) if rest else self._crcs[whole]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from thinkstream_client import functions
 from thinkstream_client.connection import Connection
-from thinkstream_client.errors import Fenced, ServiceError
+from thinkstream_client.errors import Fenced, ServiceError, ServiceUnavailable
 from thinkstream_client.functions import Claimed
 from thinkstream_client.records import JobRef, SessionId
 
@@ -28,7 +28,7 @@ from .intake import Intake
 from .job_table import JobTable
 from .loading import LoadedModel, load_model
 from .mailboxes import Inbox, Outbox
-from .orders import JobKey, Stop, Submit
+from .orders import JobKey, SequenceEnd, Submit
 from .publisher import Publisher
 from .pulse import Pulse
 from .resolve import Limits
@@ -116,7 +116,7 @@ class Replica:
 
         Raises:
             ConfigError: The namespace serves another model.
-            ServiceUnavailable: Redis cannot be reached.
+            ServiceUnavailable: Redis cannot be reached, or the engine fails at its first step.
         """
         self._connection.run(
             functions.meta_claim(
@@ -145,7 +145,10 @@ class Replica:
             timeout_s: How long to wait for jobs in hand.
         """
         self._session.draining = True
-        self._publisher.beat_soon()
+        try:
+            self._session.beat()  # now, so that nothing more is claimed for it
+        except (Fenced, ServiceError) as error:  # the Publisher will meet the same and deal with it
+            logger.info("draining could not be announced: %s", error)
         give_up_at = time.monotonic() + timeout_s
         while len(self._table) and time.monotonic() < give_up_at and not self._stopping.is_set():
             time.sleep(_POLL_S)
@@ -191,11 +194,14 @@ class Replica:
         self._inbox.put(
             Submit(key=_WARM_UP, prompt_ids=(0, 1), sampling=ResolvedSampling(max_tokens=2, temperature=0.0))
         )
-        while not self._stopping.is_set():
+        end: SequenceEnd | None = None
+        while end is None:
+            if self._stopping.is_set():
+                raise ServiceUnavailable("the engine failed at its first step")
             output = self._outbox.get(_POLL_S)
-            if output is not None and output.ends:
-                break
-        self._inbox.put(Stop(key=_WARM_UP))
+            end = next(iter(output.ends), None) if output is not None else None
+        if end.error is not None:
+            raise ServiceUnavailable(f"the engine's first step failed: {end.error.message}")
 
     def _run_thread(self, name: str, target: Callable[[], None]) -> None:
         def run() -> None:
