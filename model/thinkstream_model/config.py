@@ -7,16 +7,14 @@ model's, so a size that is missing is an error and never a guess.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
+from .config_fields import ConfigFields, JsonObject
 from .errors import ConfigError
-
-JsonObject = Mapping[str, object]
+from .json_files import read_object
 
 _JSON_NAMES = {
     "num_layers": "num_hidden_layers",
@@ -213,82 +211,24 @@ def _spell_layers(layers: list[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """One JSON object of a config and where it stands."""
-
-    file: str
-    prefix: str
-    values: JsonObject
-
-    def path(self, name: str) -> str:
-        return f"{self.prefix}.{name}" if self.prefix else name
-
-    def refuse(self, name: str, expected: str) -> ConfigError:
-        found = self.values.get(name, "nothing")
-        return ConfigError(self.file, self.path(name), expected, found)
-
-    def integer(self, name: str) -> int:
-        value = self.values.get(name)
-        if type(value) is not int:
-            raise self.refuse(name, "an integer")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.values.get(name)
-        if type(value) is int or type(value) is float:
-            return float(value)
-        raise self.refuse(name, "a number")
-
-    def boolean(self, name: str) -> bool:
-        value = self.values.get(name)
-        if type(value) is not bool:
-            raise self.refuse(name, "true or false")
-        return value
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        value = self.values.get(name)
-        if value is None:
-            return ()
-        items = cast("list[object]", value) if isinstance(value, list | tuple) else [None]
-        numbers = [item for item in items if type(item) is int]
-        if len(numbers) != len(items):
-            raise self.refuse(name, "a list of integers")
-        return tuple(numbers)
-
-    def inner(self, name: str) -> _Fields | None:
-        value = self.values.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise self.refuse(name, "an object")
-        return replace(self, prefix=self.path(name), values=cast("JsonObject", value))
-
-
 def _load(source: str | Path | JsonObject) -> tuple[str, JsonObject]:
     if isinstance(source, Mapping):
         return "config.json", source
     path = Path(source)
     file = path / "config.json" if path.is_dir() else path
-    try:
-        document = cast("object", json.loads(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(file, "", "a readable file", error.strerror or error) from error
-    except ValueError as error:
-        raise ConfigError(file, "", "JSON", error) from error
-    if not isinstance(document, dict):
-        raise ConfigError(file, "", "a JSON object", type(document).__name__)
-    return str(file), cast("JsonObject", document)
+    if not file.is_file():
+        raise ConfigError(file, "", "a config file", "nothing")
+    return str(file), read_object(file)
 
 
-def _text_config(file: str, document: JsonObject) -> _Fields:
-    fields = _Fields(file, "", document)
+def _text_config(file: str, document: JsonObject) -> ConfigFields:
+    fields = ConfigFields(file, "", document)
     for name in ("thinker_config", "text_config"):
         fields = fields.inner(name) or fields
     return fields
 
 
-def _build(fields: _Fields) -> ThinkerConfig:
+def _build(fields: ConfigFields) -> ThinkerConfig:
     _refuse_what_is_not_implemented(fields)
     rope_theta, mrope_section = _rotary(fields)
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -316,7 +256,7 @@ def _build(fields: _Fields) -> ThinkerConfig:
     )
 
 
-def _rotary(fields: _Fields) -> tuple[float, tuple[int, ...]]:
+def _rotary(fields: ConfigFields) -> tuple[float, tuple[int, ...]]:
     """Base and sections in either spelling; the newer ``rope_parameters`` wins where both stand."""
     rope = fields.inner("rope_parameters") or fields.inner("rope_scaling")
     if rope is None:
@@ -328,7 +268,7 @@ def _rotary(fields: _Fields) -> tuple[float, tuple[int, ...]]:
     return holder.number("rope_theta"), rope.integers("mrope_section")
 
 
-def _refuse_what_is_not_implemented(fields: _Fields) -> None:
+def _refuse_what_is_not_implemented(fields: ConfigFields) -> None:
     implemented: dict[str, tuple[object, ...]] = {
         "hidden_act": (None, "silu"),
         "attention_bias": (None, False),
