@@ -10,7 +10,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, NewType
+from typing import NamedTuple, NewType, cast
 
 from .errors import InvalidRequest
 
@@ -133,7 +133,8 @@ class SamplingParams:
             _integer("stop_token_ids", token_id, 0, (1 << 31) - 1)
 
     def _check_bias(self) -> None:
-        if not isinstance(self.logit_bias, Mapping) or len(self.logit_bias) > MAX_LOGIT_BIAS:
+        is_mapping = isinstance(self.logit_bias, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_mapping or len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidRequest(
                 "sampling.logit_bias", self.logit_bias, f"up to {MAX_LOGIT_BIAS} ids with a bias"
             )
@@ -262,12 +263,12 @@ class Finish:
 
 
 def _is_sequence_of(value: object, kind: type) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(v, kind) for v in value)
+    return isinstance(value, tuple | list) and all(isinstance(v, kind) for v in cast("list[object]", value))
 
 
 def _number(
     name: str,
-    value: float | None,
+    value: object,
     low: float,
     high: float,
     *,
@@ -283,7 +284,7 @@ def _number(
         raise InvalidRequest(prefix + name, value, allowed)
 
 
-def _integer(name: str, value: int | None, low: int, high: int, *, prefix: str = "sampling.") -> None:
+def _integer(name: str, value: object, low: int, high: int, *, prefix: str = "sampling.") -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
