@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .call import Call, function_call
 from .errors import Fenced, RecordInvalid
@@ -47,19 +47,22 @@ class Claimed:
     deadline_at_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class StepRow:
-    """One entry for one job.
+class StepRow(NamedTuple):
+    """One entry for one job; a tuple, because there are many of them.
 
     Attributes:
         ref: The job.
         expected_len: Entries that its stream must have now, markers included.
         entry: A whole grain of tokens.
+        mk: How many of those entries are markers.
+        grain: Tokens per entry.
     """
 
     ref: JobRef
     expected_len: int
     entry: bytes
+    mk: int
+    grain: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +165,19 @@ def step(
         Fenced: Redis does not know this session.
     """
     args: list[str | bytes | int] = ["FCALL", "ts1_step", 1, keys.prefix(p), session, nonce]
-    for row in rows:
-        args += (_member(row.ref), row.expected_len, row.entry)
-    return Call(tuple(args), _step_replies)
+    for (tenant, job_id), expected_len, entry, mk, grain in rows:
+        # With one marker and a grain of one the length is the next index; that goes the shorter way.
+        length = expected_len if mk == grain == 1 else f"{expected_len}:{mk}:{grain}"
+        args += (f"{tenant}:{job_id}", length, entry)
+
+    def parse(reply: Any) -> list[StepReply]:
+        refused = _unless_fenced(reply)
+        replies = [StepReply.OK] * len(rows)
+        for i in range(0, len(refused), 2):
+            replies[refused[i] - 1] = _STEP_REPLIES[refused[i + 1]]
+        return replies
+
+    return Call(tuple(args), parse)
 
 
 def finish(

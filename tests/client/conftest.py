@@ -117,7 +117,7 @@ class Worker:
                 self._finish(ref, job, ids)
             else:
                 entry = self._entry(job, ids[job.num_done : job.num_done + grain])
-                rows.append(functions.StepRow(ref, job.length, entry))
+                rows.append(functions.StepRow(ref, job.length, entry, job.claimed.mk, grain))
                 job.length += 1
         if not rows:
             return

@@ -81,9 +81,9 @@ class Queue:
     def names(self, session: SessionId, k: int = 100) -> str:
         return " ".join(one.ref.job_id for one in self.claim(session, k))
 
-    def step(self, session: SessionId, ref: JobRef, expected_len: int, *ids: int) -> StepReply:
-        entry = wire.encode_entry(ids, 0, "x")
-        return self.run(functions.step(KEYS, 0, session, "n", [StepRow(ref, expected_len, entry)]))[0]
+    def step(self, session: SessionId, ref: JobRef, expected_len: int, *ids: int, mk: int = 1) -> StepReply:
+        row = StepRow(ref, expected_len, wire.encode_entry(ids, 0, "x"), mk, len(ids))
+        return self.run(functions.step(KEYS, 0, session, "n", [row]))[0]
 
     def finish(
         self,
@@ -228,7 +228,7 @@ def test_rows_stand_by_themselves(queue: Queue) -> None:
     queue.run(functions.cancel(KEYS, refs[1]))
     entry = wire.encode_entry([1], 0, "")
     lengths = (1, 1, 7)
-    rows = [StepRow(ref, length, entry) for ref, length in zip(refs, lengths, strict=True)]
+    rows = [StepRow(ref, length, entry, 1, 1) for ref, length in zip(refs, lengths, strict=True)]
     assert queue.run(functions.step(KEYS, 0, session, "n", rows)) == [OK, SEALED, CAS]
     assert queue.run(functions.step(KEYS, 0, session, "n", [])) == []
 
@@ -247,7 +247,7 @@ def test_finish_must_add_up(queue: Queue) -> None:
 def test_fenced(queue: Queue) -> None:
     ref, session = queue.submit("j"), queue.hello()
     calls: list[Call[object]] = [
-        functions.step(KEYS, 0, session, "other", [StepRow(ref, 1, b"")]),
+        functions.step(KEYS, 0, session, "other", [StepRow(ref, 1, b"", 1, 1)]),
         functions.finish(KEYS, 0, session, "other", []),
         functions.beat(KEYS, 0, session, "other"),
         functions.release(KEYS, 0, session, "other", [ref]),
@@ -277,7 +277,7 @@ def test_zombie_after_reap(queue: Queue) -> None:
     second = queue.hello("second")
     (claimed,) = queue.claim(second)
     assert (claimed.n, claimed.mk, claimed.claims, claimed.suspect) == (1, 2, 2, False)
-    assert queue.step(second, ref, 3, 6) is OK
+    assert queue.step(second, ref, 3, 6, mk=2) is OK
     assert queue.kinds(ref) == [1, (1, 5), 2, (2, 6)]
 
 
@@ -286,10 +286,11 @@ def test_half_a_grain_is_computed_again(queue: Queue) -> None:
     queue.claim(session)
     queue.step(session, ref, 1, 1, 2, 3, 4)
     assert queue.run(functions.release(KEYS, 0, session, "n", [ref, JobRef("a", "other")])) == 1
-    assert queue.step(session, ref, 2, 5, 6, 7, 8) is SEALED
-    (claimed,) = queue.claim(session)
+    other = queue.hello("other")
+    (claimed,) = queue.claim(other)
     assert (claimed.n, claimed.mk, claimed.attempts) == (4, 2, 0)
-    assert queue.step(session, ref, 3, 5, 6, 7, 8) is OK
+    assert queue.step(session, ref, 2, 5, 6, 7, 8) is SEALED
+    assert queue.step(other, ref, 3, 5, 6, 7, 8, mk=2) is OK
     assert queue.kinds(ref) == [1, (4, 1, 2, 3, 4), 2, (8, 5, 6, 7, 8)]
 
 

@@ -51,7 +51,7 @@ class Queue:
         claimed = self.claim(session)
         for ref in steps:
             one = claimed[ref.job_id]
-            row = StepRow(ref, one.n + one.mk, wire.encode_entry([1], 0, ""))
+            row = StepRow(ref, one.n + one.mk, wire.encode_entry([1], 0, ""), one.mk, 1)
             assert self.run(functions.step(KEYS, 0, session, "n", [row])) == [StepReply.OK]
         self.run(functions.beat(KEYS, 0, session, "n", alone=alone))
         self.run(functions.reap(KEYS, 0, session))

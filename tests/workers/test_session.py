@@ -111,8 +111,8 @@ def test_jobs_of_several_partitions_go_out_as_one_batch(spread: Service) -> None
     for partition in spread.keys.partitions:
         spread.connection.run(functions.claim(spread.keys, partition, session.id, 8))
     assert session.beat() == {JobKey(ref, 1) for ref in refs}
-    rows = [StepRow(ref, 1, _entry(ref)) for ref in refs]
-    rows[3] = replace(rows[3], expected_len=9)
+    rows = [StepRow(ref, 1, _entry(ref), 1, 1) for ref in refs]
+    rows[3] = rows[3]._replace(expected_len=9)
     replies = session.step(rows)
     assert [reply is StepReply.OK for reply in replies] == [i != 3 for i in range(8)]
     assert replies[3] is StepReply.CAS

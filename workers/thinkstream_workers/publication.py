@@ -81,7 +81,7 @@ class Publication:
         self.end: End | None = None
         self.num_published = 0
         self._session = session
-        self._grain = grain
+        self.grain = grain
         self._num_prompt_tokens = num_prompt_tokens
         self._stop_token_ids = stop_token_ids
         self._text = text
@@ -104,13 +104,13 @@ class Publication:
     @property
     def expected_len(self) -> int:
         """Entries that the stream should have: our own and one marker per claim."""
-        return self.num_published // self._grain + self.key.mk
+        return self.num_published // self.grain + self.key.mk
 
     @property
     def has_entry(self) -> bool:
         """Whether a whole entry waits; the last one, whole or not, goes with the terminal."""
         waiting = self.num_tokens - self.num_published
-        return waiting > self._grain or (waiting == self._grain and self.end is None)
+        return waiting > self.grain or (waiting == self.grain and self.end is None)
 
     @property
     def has_something(self) -> bool:
@@ -127,7 +127,7 @@ class Publication:
             logprobs = entry.logprobs or (None,) * len(entry.token_ids)
             for token_id, token_logprobs in zip(entry.token_ids, logprobs, strict=True):
                 self._append(token_id, token_logprobs)
-            if len(entry.token_ids) != self._grain or self._crc_at(self.num_tokens) != entry.crc:
+            if len(entry.token_ids) != self.grain or self._crc_at(self.num_tokens) != entry.crc:
                 raise RecordInvalid(f"the result stream does not hold together at token {self.num_tokens}")
         self.num_published = self.num_tokens
         if self._ids and self._ids[-1] in self._stop_token_ids:
@@ -152,11 +152,11 @@ class Publication:
 
     def next_entry(self) -> bytes:
         """The entry that follows the published ones; ``has_entry`` tells whether there is one."""
-        return self._encode(self.num_published, self.num_published + self._grain)
+        return self._encode(self.num_published, self.num_published + self.grain)
 
     def acknowledge(self) -> None:
         """Notes that the entry of ``next_entry`` is in the stream."""
-        self.num_published += self._grain
+        self.num_published += self.grain
 
     def last_entry(self) -> bytes | None:
         """The entry that goes with the terminal, None where nothing is left."""
@@ -197,7 +197,7 @@ class Publication:
         if stream.sealed or marker is None or (marker.mk, marker.session) != (self.key.mk, self._session):
             return Repair.DROP
         num_in_stream = sum(len(entry.token_ids) for entry in stream.entries)
-        if num_in_stream > self.num_tokens or num_in_stream % self._grain:
+        if num_in_stream > self.num_tokens or num_in_stream % self.grain:
             return Repair.DROP
         if stream.entries and stream.entries[-1].crc != self._crc_at(num_in_stream):
             return Repair.DROP
@@ -225,9 +225,9 @@ class Publication:
 
     def _crc_at(self, num_tokens: int) -> int:
         """The crc of the first tokens; those behind whole grains are kept."""
-        whole = num_tokens // self._grain
+        whole = num_tokens // self.grain
         while len(self._crcs) <= whole:
-            start = (len(self._crcs) - 1) * self._grain
-            self._crcs.append(chain_crc(self._crcs[-1], self._ids[start : start + self._grain]))
-        rest = self._ids[whole * self._grain : num_tokens]
+            start = (len(self._crcs) - 1) * self.grain
+            self._crcs.append(chain_crc(self._crcs[-1], self._ids[start : start + self.grain]))
+        rest = self._ids[whole * self.grain : num_tokens]
         return chain_crc(self._crcs[whole], rest) if rest else self._crcs[whole]

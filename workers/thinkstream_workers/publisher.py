@@ -179,7 +179,7 @@ class Publisher:
         batch = [publication for publication in self._waiting.values() if publication.has_entry]
         if not batch:
             return
-        rows = [StepRow(p.key.ref, p.expected_len, p.next_entry()) for p in batch]
+        rows = [StepRow(p.key.ref, p.expected_len, p.next_entry(), p.key.mk, p.grain) for p in batch]
         for publication, reply in zip(batch, self._session.step(rows), strict=True):
             if reply is StepReply.OK:
                 publication.acknowledge()

@@ -38,54 +38,53 @@ end
 
 -- What the session owns of the members at argv[first], argv[first + stride], ...: "<mk>:<grain>" or false.
 local function owned(P, session, argv, first, stride)
-  local found, from = {}, first
-  while from <= #argv do
-    -- Lua's stack takes some thousand values at once.
-    local members = {}
-    while from <= #argv and #members < 1000 do
-      members[#members + 1] = argv[from]
-      from = from + stride
-    end
-    for _, value in ipairs(redis.call('HMGET', P .. 'own:' .. session, unpack(members))) do
-      found[#found + 1] = value
-    end
+  local found = {}
+  for at = first, #argv, stride do
+    found[#found + 1] = redis.call('HGET', P .. 'own:' .. session, argv[at])
   end
   return found
 end
 
--- ARGV: session, nonce, then per job: member, expected length, entry
+-- Why a row was refused: by then the job may have ended or be another's, which needs no reading to know.
+local function refusal(P, session, member)
+  return redis.call('HEXISTS', P .. 'own:' .. session, member) == 1 and CAS or GONE
+end
+
+-- ARGV: session, nonce, then per job: member, expected length, entry. The length reads "<length>" in a stream
+-- of one marker and a grain of one, where it is the next index, else "<length>:<markers>:<grain>".
 --
--- The hot path: one look at the session, one at its jobs, then XLEN and XADD per job.
+-- The hot path: one look at the session, then XLEN and XADD per job, each of which is taken or refused by
+-- itself. Every claim and every end makes a stream longer, so the length alone tells who may write. Returns
+-- row and code of those refused.
 local function step(keys, argv)
-  local P, session, call, match = keys[1], argv[1], redis.call, string.match
+  local P, session, call, pcall = keys[1], argv[1], redis.call, redis.pcall
   local lease_ms = check_nonce(P, session, argv[2])
   if not lease_ms then
     return FENCED
   end
-  local out, held, codes, ids = P .. 'out:', owned(P, session, argv, 3, 3), {}, {}
-  for row = 1, #held do
-    local at = row * 3
-    if not held[row] then
-      codes[row] = GONE
-    else
-      local length = call('XLEN', out .. argv[at])
-      if length ~= tonumber(argv[at + 1]) then
-        codes[row] = CAS
-      else
-        local mk, grain = match(held[row], '^(%d+):(%d+)$')
-        ids[row] = (length - mk + 1) * grain .. '-0'
-      end
-    end
-  end
   call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
-  for row = 1, #held do
-    if not codes[row] then
-      local at = row * 3
-      local added = redis.pcall('XADD', out .. argv[at], 'NOMKSTREAM', ids[row], 't', argv[at + 2])
-      codes[row] = type(added) == 'string' and OK or GONE
+  local out, refused = P .. 'out:', {}
+  for at = 3, #argv, 3 do
+    local key, length, index = out .. argv[at], argv[at + 1], argv[at + 1]
+    local expected = tonumber(length)
+    if not expected then
+      local mk, grain
+      length, mk, grain = string.match(length, '^(%d+):(%d+):(%d+)$')
+      expected = tonumber(length)
+      index = (expected - mk + 1) * grain
+    end
+    local code
+    if pcall('XLEN', key) ~= expected then
+      code = refusal(P, session, argv[at])
+    elseif type(pcall('XADD', key, 'NOMKSTREAM', index .. '-0', 't', argv[at + 2])) ~= 'string' then
+      code = GONE
+    end
+    if code then
+      refused[#refused + 1] = at / 3
+      refused[#refused + 1] = code
     end
   end
-  return codes
+  return refused
 end
 
 -- Whether a last entry and the number of tokens fit what the stream holds.
