@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from . import functions, wire
+from .call import Call
 from .compose import BatchItem, deadline_ms, priority_number
 from .effects import Operation, ask_many
 from .errors import InvalidRequest, JobCancelled, QueueFull, StreamForked, ThinkstreamError
@@ -154,9 +155,9 @@ class BatchCore:
         if time.monotonic() < self._full_until_s:
             return
         self._take_items()
-        if not self._pending:
+        calls = self._calls()
+        if not calls:
             return
-        calls = [submission.call(self._keys) for _, submission in self._pending]
         replies = yield from ask_many(calls, self._patience_s)
         asked, self._pending = self._pending, deque()
         for (item, submission), reply in zip(asked, replies, strict=True):
@@ -203,6 +204,19 @@ class BatchCore:
                 self._fail(item, "", InvalidRequest("custom_id", item.custom_id, "an id of its own"))
             else:
                 self._pending.append((item, self.options.submission(ref, item.request)))
+
+    def _calls(self) -> list[Call[functions.Submitted]]:
+        """Returns what submits the pending items; one that makes no record fails alone."""
+        calls: list[Call[functions.Submitted]] = []
+        pending, self._pending = self._pending, deque()
+        for item, submission in pending:
+            try:
+                calls.append(submission.call(self._keys))
+            except InvalidRequest as error:
+                self._fail(item, "", error)
+            else:
+                self._pending.append((item, submission))
+        return calls
 
     def _follow(self, item: BatchItem, submission: Submission) -> None:
         follower = next((one for one in self.followers if len(one) < MAX_STREAMS), None)

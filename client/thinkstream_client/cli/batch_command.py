@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
-from thinkstream_client.batch import BatchJob
 from thinkstream_client.client import Client
+from thinkstream_client.compose import BatchItem
 from thinkstream_client.errors import ConfigError
-from thinkstream_client.jsonl import answered_ids, read_lines, result_line
+from thinkstream_client.jsonl import read_lines, result_line
 
 from . import options
-from .output import notes, print_json
+from .batch_run import BatchRun
+from .output import duration, notes, print_json, print_note
+from .result_file import ResultFile
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +42,7 @@ def batch(
     target: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Results.", show_default=False)
     ],
+    tag: options.Tag = None,
     priority: options.Priority = "low",
     max_in_flight: Annotated[int, typer.Option("--in-flight", help="Jobs at one time.", min=1)] = 1024,
     as_json: options.Json = False,
@@ -39,81 +53,72 @@ def batch(
     """Runs a file of jobs. Run it again after an interruption: only what OUT lacks is submitted.
 
     Lines are OpenAI's (`custom_id, method, url, body`) or short (`id, prompt | messages, ...`); results are
-    OpenAI's. A line that cannot be taken gets a result line with its error.
+    OpenAI's. A line that cannot be taken gets a result line with its error. Ends with 3 where a job failed.
 
     Example: `thinkstream batch questions.jsonl -o answers.jsonl`
     """
-    lines = _read(source)
-    answered = _repair(target)
-    items = [item for item in read_lines(lines) if item.custom_id not in answered]
-    if answered:
-        notes.print(f"{len(answered)} results are there already, {len(items)} are missing")
-    with Client(url, namespace=namespace) as client:
-        if items and not client.replicas():
-            notes.print("no replica is alive: the jobs wait in the queue")
-        # The same file under the same id finds the jobs of a former run, and takes up their results.
-        digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        job = client.batch(
-            items, id=f"batch-{digest}", tenant=tenant, priority=priority, max_in_flight=max_in_flight
+    lines = _read(source, target)
+    with closing(Client(url, namespace=namespace)) as client:
+        has_replica = bool(client.replicas())
+        start = partial(
+            client.batch, tenant=tenant, priority=priority, tags=tag or (), max_in_flight=max_in_flight
         )
-        started_s = time.monotonic()
-        try:
-            _run(job, len(items), target, quiet=as_json)
-        except KeyboardInterrupt:
-            notes.print("detached; jobs that were submitted run on, the same command takes up their results")
-            raise
-    progress = job.progress
-    elapsed_s = time.monotonic() - started_s
+        run = BatchRun(start, lines)
+        with ResultFile(target) as out:
+            items = [item for item in read_lines(lines) if item.custom_id not in out.answered]
+            if out.answered:
+                print_note(f"{len(out.answered)} results are there already, {len(items)} are missing")
+            if items and not has_replica:
+                print_note("no replica is alive: the jobs wait in the queue")
+            try:
+                _write_results(run, items, out, is_shown=not as_json)
+            except KeyboardInterrupt:
+                print_note("detached; what was submitted runs on, and the same command takes up its results")
+                raise
     if as_json:
-        counts = {"done": progress.done, "failed": progress.failed, "tokens": progress.tokens}
-        print_json({**counts, "already_there": len(answered), "elapsed_s": round(elapsed_s, 3)})
+        counts = {"done": run.num_done, "failed": run.num_failed, "tokens": run.num_tokens}
+        print_json({**counts, "already_there": len(out.answered), "elapsed_s": round(run.elapsed_s, 3)})
     elif items:
-        rate = progress.tokens / max(elapsed_s, 1e-9)
-        notes.print(
-            f"{progress.done} done, {progress.failed} failed, {progress.tokens} tokens in {elapsed_s:.1f} s"
-            f" ({rate:.0f} tokens/s)"
+        print_note(
+            f"{run.num_done} done, {run.num_failed} failed, {run.num_tokens} tokens in"
+            f" {duration(run.elapsed_s * 1000)} ({run.tokens_per_s:.0f} tokens/s)"
         )
-    if progress.failed:
+    if run.num_failed:
         raise typer.Exit(3)
 
 
-def _read(source: Path) -> list[str]:
-    try:
-        return source.read_text(encoding="utf-8").split("\n")  # str.splitlines also splits inside JSON texts
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+def _write_results(run: BatchRun, items: Sequence[BatchItem], out: ResultFile, *, is_shown: bool) -> None:
+    eta = (TextColumn("ETA"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("jobs"), _Rate(run), *eta)
+    is_shown = is_shown and notes.is_terminal
+    with Progress(*columns, console=notes, disable=not is_shown) as bar:
+        task = bar.add_task("", total=len(items))
+        for result in run.results(items):
+            out.append(result_line(result, created_s=int(time.time())))
+            bar.advance(task)
 
 
-def _repair(target: Path) -> set[str]:
-    """Cuts a line that a crash left torn, and returns the ids whose results are there."""
+class _Rate(ProgressColumn):
+    """Tokens per second and failures, as they are when the bar is drawn."""
+
+    def __init__(self, run: BatchRun) -> None:
+        super().__init__()
+        self._run = run
+
+    def render(self, task: Task) -> Text:
+        failed = f", {self._run.num_failed} failed" if self._run.num_failed else ""
+        return Text(f"{self._run.tokens_per_s:.0f} tokens/s{failed}")
+
+
+def _read(source: Path, target: Path) -> list[str]:
     try:
-        data = target.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            target.write_bytes(whole)
-        return answered_ids(whole.decode("utf-8", "replace").split("\n"))
-    except FileNotFoundError:
-        return set()
+        data = source.read_bytes()
+        if target.exists() and source.samefile(target):
+            raise ConfigError(f"{target}: the results would go into the requests; name another file")
+        # Lines end with \n alone: Unicode has other line breaks, and JSON allows them inside a text.
+        return data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{source}: line {number} is not UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"{target}: {error.strerror or error}") from error
-
-
-def _run(job: BatchJob, num_items: int, target: Path, *, quiet: bool) -> None:
-    columns = (
-        TextColumn("jobs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    started_s = time.monotonic()
-    try:
-        with target.open("a", encoding="utf-8") as out, Progress(*columns, disable=quiet) as bar:
-            task = bar.add_task("", total=num_items, rate="")
-            for result in job.results():
-                out.write(result_line(result, created_s=int(time.time())) + "\n")
-                out.flush()
-                tokens_per_s = job.progress.tokens / max(time.monotonic() - started_s, 1e-9)
-                bar.update(task, advance=1, rate=f"{tokens_per_s:.0f} tokens/s")
-    except OSError as error:
-        raise ConfigError(f"{target}: {error.strerror or error}") from error
+        raise ConfigError(f"{source}: {error.strerror or error}") from error

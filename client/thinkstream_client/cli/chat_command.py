@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+from contextlib import closing
 from typing import Annotated
 
 import typer
 
 from thinkstream_client.client import Client
-from thinkstream_client.errors import JobError, ThinkstreamError
+from thinkstream_client.compose import SamplingFields
+from thinkstream_client.errors import ThinkstreamError
 from thinkstream_client.job import Job
 
 from . import options
-from .output import notes, write_text
+from .output import print_error, print_note, print_stream, write_text
 
 HELP = "Ctrl-C cancels an answer, /clear forgets the conversation, Ctrl-D ends."
 
@@ -38,48 +43,82 @@ def chat(
 
     Example: `thinkstream chat --system "Answer in Russian."`
     """
-    opening = [("system", system)] if system else []
-    turns = list(opening)
     sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens)
-    with Client(url, namespace=namespace) as client:
+    with closing(Client(url, namespace=namespace)) as client:
         if not client.replicas():
-            notes.print("no replica is alive: answers come once one is")
+            print_note("no replica is alive: answers come once one is")
+        conversation = _Conversation(client, system, tenant, sampling)
         if once is None:
-            notes.print(HELP)
-        while (said := once if once is not None else _ask()) is not None:
-            if said.strip() == "/clear":
-                turns = list(opening)
-            elif said.strip():
-                turns.append(("user", said))
-                job = client.submit(messages=turns, tenant=tenant, tags=["chat"], **sampling)
-                answer = _answer(job)
-                turns.append(("assistant", answer))
-            if once is not None:
-                return
+            _converse(conversation)
+        else:
+            conversation.ask(once)
 
 
-def _ask() -> str | None:
+class _Conversation:
+    """Turns so far. One that brought no answer leaves no trace, so that the next can go on."""
+
+    def __init__(self, client: Client, system: str | None, tenant: str, sampling: SamplingFields) -> None:
+        self._client, self._tenant, self._sampling = client, tenant, sampling
+        self._opening = [("system", system)] if system else []
+        self._turns = list(self._opening)
+
+    def clear(self) -> None:
+        self._turns = list(self._opening)
+
+    def ask(self, said: str) -> None:
+        """Asks, and prints the answer as it comes; Ctrl-C cancels it.
+
+        Raises:
+            ThinkstreamError: There is no answer, or only a part of one.
+            KeyboardInterrupt: The answer was cancelled.
+        """
+        turns = [*self._turns, ("user", said)]
+        job = self._client.submit(messages=turns, tenant=self._tenant, tags=["chat"], **self._sampling)
+        told: list[str] = []
+        try:
+            self._read(job, told)
+        finally:
+            if told:
+                self._turns = [*turns, ("assistant", "".join(told))]
+
+    @staticmethod
+    def _read(job: Job, told: list[str]) -> None:
+        try:
+            print_stream(job.stream(), told)
+        except KeyboardInterrupt:
+            job.cancel()
+            print_note("cancelled")
+            raise
+
+
+def _converse(conversation: _Conversation) -> None:
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal:
+        print_note(HELP)
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # arrow keys in `input`
+    while True:
+        try:
+            said = input("> " if is_terminal else "").strip()
+        except EOFError:
+            if is_terminal:
+                write_text("\n")
+            return
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print_note("\nCtrl-D ends")
+            continue
+        if said == "/clear":
+            conversation.clear()
+            print_note("the conversation is forgotten")
+        elif said:
+            with contextlib.suppress(KeyboardInterrupt):
+                _take_turn(conversation, said)
+
+
+def _take_turn(conversation: _Conversation, said: str) -> None:
     try:
-        return input("> ")
-    except (EOFError, KeyboardInterrupt):
-        write_text("\n")
-        return None
-
-
-def _answer(job: Job) -> str:
-    """Prints an answer as it comes and returns what there was of it."""
-    told: list[str] = []
-    try:
-        for chunk in job.stream():
-            told.append(chunk.text)
-            write_text(chunk.text)
-    except KeyboardInterrupt:
-        job.cancel()
-        notes.print("\ncancelled")
-    except JobError as error:
-        notes.print(f"\n{error}")
-    except ThinkstreamError:
-        notes.print(f"\nthe answer is not lost: thinkstream attach {job.id} --tenant {job.tenant}")
-        raise
-    write_text("\n")
-    return "".join(told)
+        conversation.ask(said)
+    except ThinkstreamError as error:  # the conversation outlives it
+        print_error(error)

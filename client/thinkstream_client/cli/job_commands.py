@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
-import time
-from typing import Annotated, Any
+from contextlib import closing
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from thinkstream_client.client import Client
+from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.functions import JobInfo
 from thinkstream_client.job import Job
-from thinkstream_client.records import PRIORITIES
+from thinkstream_client.records import PRIORITIES, JobRef
 
 from . import options
-from .output import console, describe, notes, print_json, print_stream, result_object
+from .objects import job_object, result_object, summary_object
+from .output import (
+    describe,
+    duration,
+    local_time,
+    print_json,
+    print_note,
+    print_stream,
+    print_table,
+)
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 
@@ -41,7 +49,7 @@ def submit(
     id: Annotated[
         str | None, typer.Option("--id", help="The job's id; else a new one.", show_default=False)
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="Label to find it by; repeatable.")] = None,
+    tag: options.Tag = None,
     priority: options.Priority = "normal",
     deadline_s: Annotated[
         float | None, typer.Option("--deadline-s", help="Seconds it is wanted for.", show_default=False)
@@ -56,9 +64,9 @@ def submit(
 
     Example: `thinkstream submit "What is the capital of France?" --temperature 0`
     """
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _stdin(is_raw=raw) if prompt == "-" else prompt
     chat = [*([("system", system)] if system else []), ("user", text)]
-    with Client(url, namespace=namespace) as client:
+    with closing(Client(url, namespace=namespace)) as client:
         job = client.submit(
             prompt=text if raw else None,
             messages=None if raw else chat,
@@ -73,9 +81,7 @@ def submit(
         if detach:
             print_json({"id": job.id, "tenant": job.tenant}) if as_json else print(job.id)
             return
-        if not client.replicas():
-            notes.print("no replica is alive: the job waits in the queue")
-        _follow(job, as_json=as_json)
+        _follow(client, job, as_json=as_json)
 
 
 def attach(
@@ -90,8 +96,10 @@ def attach(
 
     Example: `thinkstream attach 4f0c21d7a9be5e6f01c3a2d4 --from 8`
     """
-    with Client(url, namespace=namespace) as client:
-        _follow(client.job(job_id, tenant=tenant), as_json=as_json, from_index=from_index)
+    with closing(Client(url, namespace=namespace)) as client:
+        job = client.job(job_id, tenant=tenant)
+        is_over = job.status().is_terminal
+        _follow(client, job, as_json=as_json, from_index=from_index, is_over=is_over)
 
 
 def cancel(
@@ -105,7 +113,7 @@ def cancel(
 
     Example: `thinkstream cancel 4f0c21d7a9be5e6f01c3a2d4`
     """
-    with Client(url, namespace=namespace) as client:
+    with closing(Client(url, namespace=namespace)) as client:
         status = client.job(job_id, tenant=tenant).cancel()
     print_json({"id": job_id, "status": status}) if as_json else print(status)
 
@@ -121,16 +129,16 @@ def inspect(
 
     Example: `thinkstream inspect 4f0c21d7a9be5e6f01c3a2d4`
     """
-    with Client(url, namespace=namespace) as client:
+    with closing(Client(url, namespace=namespace)) as client:
         info = client.job(job_id, tenant=tenant).info()
     if as_json:
-        print_json(_info_object(info))
+        print_json(job_object(info))
         return
     table = Table(show_header=False, box=None)
-    for name, value in _info_object(info).items():
-        if value not in (None, "", [], ()):
-            table.add_row(name, str(value))
-    console.print(table)
+    for name, value in _rows(info).items():
+        if value:
+            table.add_row(name, value)
+    print_table(table)
 
 
 def jobs(
@@ -147,34 +155,81 @@ def jobs(
 
     Example: `thinkstream jobs --tag nightly`
     """
-    with Client(url, namespace=namespace) as client:
+    with closing(Client(url, namespace=namespace)) as client:
         found = client.jobs(tag=tag, tenant=tenant, limit=limit)
     if as_json:
-        print_json(found)
+        print_json([summary_object(job) for job in found])
         return
-    table = Table("id", "status", "reason", "class", "tokens", "submitted", "tags")
+    if not found:
+        print_note(f"tenant {tenant} has no jobs{f' with the tag {tag}' if tag else ''}")
+        return
+    table = Table("id", "status", "reason", "class", "tokens", "submitted", "took", "tags", box=None)
     for job in found:
-        submitted = time.strftime("%H:%M:%S", time.localtime(job.submitted_ms / 1000))
-        num_tokens = "" if job.n is None else str(job.n)
-        priority, tags = PRIORITIES[job.priority], " ".join(job.tags)
-        table.add_row(job.ref.job_id, job.status, job.reason or "", priority, num_tokens, submitted, tags)
-    console.print(table)
+        table.add_row(
+            job.ref.job_id,
+            job.status,
+            job.reason or "",
+            PRIORITIES[job.priority],
+            "" if job.n is None else str(job.n),
+            local_time(job.submitted_ms),
+            _between(job.submitted_ms, job.finished_ms),
+            " ".join(job.tags),
+        )
+    print_table(table)
 
 
-def _follow(job: Job, *, as_json: bool, from_index: int = 0) -> None:
+def _stdin(*, is_raw: bool) -> str:
+    data = sys.stdin.buffer.read()
     try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("prompt", data[error.start : error.start + 8], "UTF-8 text") from error
+    return text if is_raw else text.removesuffix("\n")  # the line break that ends what `echo` writes
+
+
+def _follow(client: Client, job: Job, *, as_json: bool, from_index: int = 0, is_over: bool = False) -> None:
+    try:
+        if not is_over and not client.replicas():
+            print_note("no replica is alive: the job waits in the queue")
         if as_json:
-            print_json(result_object(job.result()))
+            _print_result(job)
         else:
-            notes.print(describe(print_stream(job.stream(from_index))))
+            print_note(describe(print_stream(job.stream(from_index))))
     except KeyboardInterrupt:
-        notes.print(f"\ndetached; the job runs on: thinkstream attach {job.id} --tenant {job.tenant}")
+        print_note(f"detached; the job runs on: thinkstream attach {job.id} --tenant {job.tenant}")
         raise
 
 
-def _info_object(info: JobInfo) -> dict[str, Any]:
-    shown = dataclasses.asdict(info)
-    ref, payload, note = shown.pop("ref"), shown.pop("payload"), shown.pop("note")
-    sampling = json.loads(note) if note else None
-    num_bytes = None if payload is None else len(payload)
-    return {"id": ref[1], "tenant": ref[0], **shown, "payload_bytes": num_bytes, "resolved": sampling}
+def _print_result(job: Job) -> None:
+    ref = JobRef(job.tenant, job.id)
+    try:
+        print_json(result_object(ref, job.result()))
+    except ThinkstreamError as error:
+        if error.partial is not None:
+            print_json(result_object(ref, error.partial, error))
+        raise
+
+
+def _rows(info: JobInfo) -> dict[str, str]:
+    """Returns what ``inspect`` shows, by name; what is empty is left out."""
+    shown = job_object(info)
+    rows = {name: str(shown[name]) for name in ("id", "tenant", "status")}
+    rows["reason"] = info.reason or ""
+    rows["error"] = f"{info.failure.code}: {info.failure.message}" if info.failure else ""
+    rows |= {"class": PRIORITIES[info.priority], "tags": " ".join(info.tags), "tokens": str(info.n)}
+    rows["submitted"] = local_time(info.submitted_ms)
+    rows["waited"] = _between(info.submitted_ms, info.claimed_ms)
+    rows["ran"] = _between(info.claimed_ms, info.finished_ms)
+    rows["finished"] = local_time(info.finished_ms) if info.finished_ms else ""
+    rows["deadline"] = local_time(info.deadline_at_ms) if info.deadline_at_ms else ""
+    rows["result kept"] = duration(info.result_ttl_ms)
+    rows |= {"claims": str(info.claims), "attempts": f"{info.attempts} failed", "owner": info.owner or ""}
+    rows["suspect"] = "its last owner died" if info.suspect else ""
+    rows["request"] = f"{len(info.payload)} bytes" if info.payload else ""
+    given = {name: value for name, value in shown["sampling"].items() if value not in (None, [], {})}
+    rows["sampling"] = ", ".join(f"{name} {value}" for name, value in given.items())
+    return rows
+
+
+def _between(begin_ms: int | None, end_ms: int | None) -> str:
+    return "" if begin_ms is None or end_ms is None else duration(max(0, end_ms - begin_ms))

@@ -17,6 +17,7 @@ Namespace = Annotated[
 ]
 Tenant = Annotated[str, typer.Option("--tenant", "-t", help="Whose the jobs are.")]
 Priority = Annotated[str, typer.Option("--priority", help="high, normal or low.")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", help="Label to find it by; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 System = Annotated[
     str | None, typer.Option("--system", "-s", help="System message before the chat.", show_default=False)

@@ -1,27 +1,47 @@
-"""What commands print: tokens as they come, a result, JSON."""
+"""What commands print: tokens as they come, tables, times, JSON, errors.
+
+The answer goes to stdout, everything about it to stderr, so that a pipe carries the answer alone. Colours
+are rich's: none in a pipe, none where ``NO_COLOR`` is set.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import json
 import sys
-from typing import Any
+import time
 
 from rich.console import Console
+from rich.table import Table
 
 from thinkstream_client.job import TokenStream
 from thinkstream_client.records import Finish
-from thinkstream_client.results import JobResult
 
-console = Console()
-notes = Console(stderr=True, style="dim", highlight=False)
-"""For what is not the answer, so that a pipe carries the answer alone."""
+console = Console(highlight=False)
+notes = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)
+"""For what is not the answer."""
+_errors = Console(stderr=True, style="red", highlight=False, soft_wrap=True)
+
+_WIDE = 10_000
+
+
+def print_error(error: object) -> None:
+    """Prints an error on one line."""
+    _errors.print(f"thinkstream: {' '.join(str(error).split())}", markup=False)
+
+
+def print_note(text: str) -> None:
+    """Prints a remark about the answer."""
+    notes.print(text, markup=False)
 
 
 def print_json(value: object) -> None:
-    """Prints a value, records as objects, on one line."""
-    print(json.dumps(value, default=_plain, ensure_ascii=False))
+    """Prints a value on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(table: Table) -> None:
+    """Prints a table: as wide as the terminal, or whole lines where a program reads them."""
+    (console if console.is_terminal else Console(highlight=False, width=_WIDE)).print(table)
 
 
 def write_text(text: str) -> None:
@@ -30,11 +50,22 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_stream(stream: TokenStream) -> Finish | None:
-    """Prints a job's text as it comes and returns its end."""
-    for chunk in stream:
-        write_text(chunk.text)
-    write_text("\n")
+def print_stream(stream: TokenStream, told: list[str] | None = None) -> Finish | None:
+    """Prints a job's text as it comes and returns its end.
+
+    Args:
+        stream: The job's tokens.
+        told: What was printed is added here, piece by piece, so that it is known after an error too.
+    """
+    told = [] if told is None else told
+    try:
+        for chunk in stream:
+            if chunk.text:
+                told.append(chunk.text)
+                write_text(chunk.text)
+    finally:
+        if told:
+            write_text("\n")
     return stream.finish
 
 
@@ -50,16 +81,18 @@ def describe(finish: Finish | None) -> str:
     )
 
 
-def result_object(result: JobResult) -> dict[str, Any]:
-    """Returns a result as a JSON object."""
-    return dataclasses.asdict(result)
+def local_time(unix_ms: int) -> str:
+    """Returns a time of the server as date and time of this machine's zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_ms / 1000))
 
 
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def duration(ms: float) -> str:
+    """Returns a duration with its unit: ``35 ms``, ``4.2 s``, ``3 min 20 s``, ``5 h 3 min``."""
+    if ms < 1000:
+        return f"{ms:.0f} ms"
+    if ms < 60_000:
+        return f"{ms / 1000:.1f} s"
+    minutes, seconds = divmod(round(ms / 1000), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -10,19 +12,23 @@ from rich.table import Table
 from thinkstream_client import functions
 from thinkstream_client.connection import Connection
 from thinkstream_client.discovery import find_service
-from thinkstream_client.functions import Backlog, SessionInfo, TenantInfo
+from thinkstream_client.functions import SessionInfo, TenantInfo
 from thinkstream_client.keys import Keys
-from thinkstream_client.records import PRIORITIES
 from thinkstream_client.server_check import server_check
 
 from . import options
-from .output import console, print_json
+from .objects import queues_object, replica_object, tenant_object
+from .output import console, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(status)
-    tenant = typer.Typer(help="Weights and caps of tenants.", no_args_is_help=True)
+    tenant = typer.Typer(
+        help="Weights and caps of tenants.\n\nExample: `thinkstream tenant set research --weight 3`",
+        short_help="Weights and caps of tenants.",
+        no_args_is_help=True,
+    )
     tenant.command("set")(tenant_set)
     app.add_typer(tenant, name="tenant")
 
@@ -37,20 +43,29 @@ def status(
     Example: `thinkstream status --json`
     """
     settings = find_service(url, namespace)
-    connection, keys = Connection(settings), settings.keys
-    try:
+    keys = settings.keys
+    with closing(Connection(settings)) as connection:
         server = connection.run(server_check())
         sessions = _alive(connection, keys)
-        backlogs = [connection.run(functions.backlog(keys, p)) for p in keys.partitions]
+        queues = queues_object([connection.run(functions.backlog(keys, p)) for p in keys.partitions])
         tenants = [one for p in keys.partitions for one in connection.run(functions.tenants(keys, p))]
-    finally:
-        connection.close()
     if as_json:
-        print_json({"server": server, "replicas": sessions, "queues": backlogs, "tenants": tenants})
+        about = {"name": server.name, "version": server.version, "append_only": server.append_only}
+        print_json(
+            {
+                "url": settings.masked_url,
+                "namespace": settings.namespace,
+                "server": about,
+                "replicas": [replica_object(one) for one in sessions],
+                "queues": queues,
+                "tenants": [tenant_object(one) for one in tenants],
+            }
+        )
     else:
-        console.print(f"{server.name} {server.version} at {settings.masked_url}", highlight=False)
+        where = f"{settings.masked_url}, namespace {settings.namespace}"
+        console.print(f"{server.name} {server.version} at {where}", soft_wrap=True, markup=False)
         _print_replicas(sessions)
-        _print_queues(backlogs)
+        _print_queues(queues)
         _print_tenants(tenants)
     if not sessions:
         raise typer.Exit(1)
@@ -62,27 +77,28 @@ def tenant_set(
         float | None, typer.Option("--weight", help="Its share beside others.", show_default=False)
     ] = None,
     max_jobs: Annotated[
-        int | None, typer.Option("--max-jobs", help="Waiting jobs; 0 is no cap.", show_default=False)
+        int | None, typer.Option("--max-jobs", help="Waiting jobs; 0 is no cap.", min=0, show_default=False)
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", help="Bytes of waiting jobs.", show_default=False)
+        int | None, typer.Option("--max-bytes", help="Bytes of waiting jobs.", min=0, show_default=False)
     ] = None,
     max_running: Annotated[
-        int | None, typer.Option("--max-running", help="Running jobs.", show_default=False)
+        int | None, typer.Option("--max-running", help="Running jobs.", min=0, show_default=False)
     ] = None,
     max_tokens_per_s: Annotated[
-        int | None, typer.Option("--max-tokens-per-s", help="On average.", show_default=False)
+        int | None, typer.Option("--max-tokens-per-s", help="On average.", min=0, show_default=False)
     ] = None,
+    as_json: options.Json = False,
     url: options.Url = None,
     namespace: options.Namespace = None,
 ) -> None:
-    """Sets a tenant's weight and caps; what is not named stays as it is.
+    """Sets a tenant's weight and caps and shows them; what is not named stays as it is.
 
     Example: `thinkstream tenant set research --weight 3 --max-running 64`
     """
     settings = find_service(url, namespace)
-    connection, keys = Connection(settings), settings.keys
-    try:
+    keys = settings.keys
+    with closing(Connection(settings)) as connection:
         for p in keys.partitions:
             connection.run(
                 functions.tenant_set(
@@ -96,8 +112,12 @@ def tenant_set(
                     max_tokens_per_s=max_tokens_per_s,
                 )
             )
-    finally:
-        connection.close()
+        found = [one for one in connection.run(functions.tenants(keys, 0)) if one.tenant == tenant]
+    now = found[0] if found else TenantInfo(tenant=tenant)
+    if as_json:
+        print_json(tenant_object(now))
+    else:
+        console.print(f"{tenant}: weight {now.weight:g}, {_caps(now) or 'no caps'}", soft_wrap=True)
 
 
 def _alive(connection: Connection, keys: Keys) -> list[SessionInfo]:
@@ -110,44 +130,45 @@ def _alive(connection: Connection, keys: Keys) -> list[SessionInfo]:
     return sorted(found.values(), key=lambda one: one.replica)
 
 
-def _print_replicas(sessions: list[SessionInfo]) -> None:
+def _print_replicas(sessions: Sequence[SessionInfo]) -> None:
     if not sessions:
-        console.print("no replica is alive: jobs wait in the queue", style="red")
+        console.print("no replica is alive: jobs wait in the queue", style="red", soft_wrap=True)
         return
-    table = Table("replica", "running", "slots", "state", *_info_names(sessions), title="replicas")
+    names = sorted({name for one in sessions for name in one.info})
+    table = Table("replica", "running", "slots", "state", *names, box=None)
     for one in sessions:
         state = "draining" if one.draining else "alive"
-        info = (one.info.get(name, "") for name in _info_names(sessions))
+        info = (one.info.get(name, "") for name in names)
         table.add_row(one.replica, str(one.owned), str(one.slots), state, *info)
-    console.print(table)
+    console.print()
+    print_table(table)
 
 
-def _info_names(sessions: list[SessionInfo]) -> list[str]:
-    return sorted({name for one in sessions for name in one.info})
+def _print_queues(queues: dict[str, Any]) -> None:
+    table = Table("class", "waiting", "of them again", box=None)
+    for name, found in queues["classes"].items():
+        table.add_row(name, str(found["waiting"]), str(found["again"]))
+    console.print()
+    print_table(table)
+    retrying, dead = queues["retrying"], queues["dead_letters"]
+    console.print(f"\n{queues['running']} running, {retrying} waiting for a retry, {dead} dead letters")
 
 
-def _print_queues(backlogs: list[Backlog]) -> None:
-    table = Table("class", "waiting", "of them again", title="queues")
-    for priority, name in enumerate(PRIORITIES):
-        classes = [one.classes[priority] for one in backlogs if priority in one.classes]
-        waiting, again = sum(one.num_jobs for one in classes), sum(one.again for one in classes)
-        table.add_row(name, str(waiting), str(again))
-    console.print(table)
-    counts: dict[str, Any] = {
-        "running": sum(one.running for one in backlogs),
-        "waiting for a retry": sum(one.retrying for one in backlogs),
-        "dead letters": sum(one.dead for one in backlogs),
-    }
-    console.print(", ".join(f"{number} {name}" for name, number in counts.items()), highlight=False)
-
-
-def _print_tenants(tenants: list[TenantInfo]) -> None:
+def _print_tenants(tenants: Sequence[TenantInfo]) -> None:
     if not tenants:
         return
-    table = Table("tenant", "weight", "waiting", "running", "caps", title="tenants")
+    table = Table("tenant", "weight", "waiting", "running", "caps", box=None)
     for one in tenants:
-        caps = {"jobs": one.max_jobs, "bytes": one.max_bytes, "running": one.max_running}
-        caps["tokens/s"] = one.max_tokens_per_s
-        shown = ", ".join(f"{name} {cap}" for name, cap in caps.items() if cap)
-        table.add_row(one.tenant, f"{one.weight:g}", str(one.num_queued), str(one.num_running), shown)
-    console.print(table)
+        table.add_row(one.tenant, f"{one.weight:g}", str(one.num_queued), str(one.num_running), _caps(one))
+    console.print()
+    print_table(table)
+
+
+def _caps(tenant: TenantInfo) -> str:
+    caps = {
+        "waiting": tenant.max_jobs,
+        "bytes": tenant.max_bytes,
+        "running": tenant.max_running,
+        "tokens/s": tenant.max_tokens_per_s,
+    }
+    return ", ".join(f"at most {cap} {name}" for name, cap in caps.items() if cap)

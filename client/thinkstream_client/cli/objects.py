@@ -1,0 +1,121 @@
+"""What ``--json`` prints. Names that scripts rely on: they stay when records inside change theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+from thinkstream_client.errors import ThinkstreamError
+from thinkstream_client.functions import Backlog, JobInfo, JobSummary, SessionInfo, TenantInfo
+from thinkstream_client.records import PRIORITIES, JobRef
+from thinkstream_client.results import JobResult
+
+
+def result_object(ref: JobRef, result: JobResult, error: ThinkstreamError | None = None) -> dict[str, Any]:
+    """Returns a result, or what there is of it with the error that ended it."""
+    shown = dataclasses.asdict(result)
+    del shown["job_id"]
+    told = None if error is None else {"code": error.code, "message": str(error)}
+    return {"id": ref.job_id, "tenant": ref.tenant, **shown, "error": told}
+
+
+def job_object(info: JobInfo) -> dict[str, Any]:
+    """Returns all about a job. Times are the server's, in ms since 1970."""
+    return {
+        "id": info.ref.job_id,
+        "tenant": info.ref.tenant,
+        "status": info.status,
+        "finish_reason": info.reason,
+        "priority": PRIORITIES[info.priority],
+        "tags": info.tags,
+        "num_tokens": info.n,
+        "attempts": info.attempts,
+        "claims": info.claims,
+        "suspect": info.suspect,
+        "owner": info.owner,
+        "submitted_ms": info.submitted_ms,
+        "claimed_ms": info.claimed_ms,
+        "finished_ms": info.finished_ms,
+        "deadline_ms": info.deadline_at_ms,
+        "result_ttl_ms": info.result_ttl_ms,
+        "cost": info.cost,
+        "grain": info.grain,
+        "payload_bytes": None if info.payload is None else len(info.payload),
+        "sampling": _sampling(info.note),
+        "error": _failure(info),
+    }
+
+
+def summary_object(job: JobSummary) -> dict[str, Any]:
+    """Returns a line of a list of jobs."""
+    return {
+        "id": job.ref.job_id,
+        "tenant": job.ref.tenant,
+        "status": job.status,
+        "finish_reason": job.reason,
+        "priority": PRIORITIES[job.priority],
+        "tags": job.tags,
+        "num_tokens": job.n,
+        "submitted_ms": job.submitted_ms,
+        "finished_ms": job.finished_ms,
+    }
+
+
+def replica_object(session: SessionInfo) -> dict[str, Any]:
+    """Returns a living replica."""
+    return {
+        "replica": session.replica,
+        "session": session.session,
+        "running": session.owned,
+        "slots": session.slots,
+        "draining": session.draining,
+        "lease_left_ms": session.lease_left_ms,
+        "since_ms": session.since_ms,
+        "info": session.info,
+    }
+
+
+def queues_object(backlogs: Sequence[Backlog]) -> dict[str, Any]:
+    """Returns what waits and runs, over all partitions."""
+    classes: dict[str, Any] = {}
+    for priority, name in enumerate(PRIORITIES):
+        found = [one.classes[priority] for one in backlogs if priority in one.classes]
+        waiting, again = sum(one.num_jobs for one in found), sum(one.again for one in found)
+        classes[name] = {"waiting": waiting, "again": again}
+    return {
+        "classes": classes,
+        "running": sum(one.running for one in backlogs),
+        "retrying": sum(one.retrying for one in backlogs),
+        "dead_letters": sum(one.dead for one in backlogs),
+    }
+
+
+def tenant_object(tenant: TenantInfo) -> dict[str, Any]:
+    """Returns a tenant's settings, 0 for a cap that is not set, and what it uses."""
+    return {
+        "tenant": tenant.tenant,
+        "weight": tenant.weight,
+        "max_jobs": tenant.max_jobs,
+        "max_bytes": tenant.max_bytes,
+        "max_running": tenant.max_running,
+        "max_tokens_per_s": tenant.max_tokens_per_s,
+        "waiting": tenant.num_queued,
+        "waiting_bytes": tenant.num_queued_bytes,
+        "running": tenant.num_running,
+    }
+
+
+def _sampling(note: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(note or "{}")
+    except ValueError:
+        found = {}  # nobody but a replica writes it, and there it is JSON
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _failure(info: JobInfo) -> dict[str, Any] | None:
+    if info.failure is None:
+        return None
+    return {"code": info.failure.code, "message": info.failure.message, "data": dict(info.failure.data)}
