@@ -53,10 +53,11 @@ class TestAgainstTransformers:
 class TestExactness:
     """A row's logits are the same bits whatever shares its step."""
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_alone_in_a_batch_chunked_and_prefilled_again(
-        self, tiny_config: ThinkerConfig, paged: Callable[..., Any]
+        self, tiny_config: ThinkerConfig, paged: Callable[..., Any], dtype: torch.dtype
     ) -> None:
-        thinker = random_thinker(tiny_config, seed=2)
+        thinker = random_thinker(tiny_config, seed=2, dtype=dtype)
         texts = [_text(n, 40 + 5 * n, tiny_config.vocab_size) for n in range(32)]
         whole = [paged(thinker, 1).step([(0, ids)])[0] for ids in texts]
 
