@@ -223,6 +223,7 @@ def _translated(reply: Any, where: str) -> Any:
 _BY_WORD: dict[str, type[ThinkstreamError]] = {
     "Function not found": _FunctionMissingError,
     "unknown command": ConfigError,  # older than Redis 7.0
+    "appendonly is disabled": ConfigError,  # to WAITAOF
     "NOAUTH": ConfigError,
     "WRONGPASS": ConfigError,
     "WRONGTYPE": RecordInvalid,

@@ -136,7 +136,7 @@ def durable(*, num_local: int = 1, num_replicas: int = 0, timeout_ms: int = 2000
     """Waits until what this connection wrote is on disk; goes into one ``run_many`` behind ``confirm``.
 
     The call returns whether it got there in time and raises:
-        RecordInvalid: The server has no WAITAOF (before Redis 7.2) or no append-only file.
+        ConfigError: The server has no WAITAOF (before Redis 7.2) or keeps no append-only file.
     """
 
     def parse(reply: Any) -> bool:

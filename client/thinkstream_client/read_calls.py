@@ -154,7 +154,7 @@ def list_jobs(
     def parse(reply: Any) -> list[JobSummary]:
         return [_job_summary(tenant, row) for row in reply]
 
-    return Call(function_call("list", keys.prefix(p), tenant, tag or "", limit), parse)
+    return Call(function_call("list", keys.prefix(p), tenant, tag or "", max(1, limit)), parse)
 
 
 def read_results(
