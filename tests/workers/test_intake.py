@@ -12,12 +12,12 @@ import redis
 from thinkstream_client import functions
 from thinkstream_client.functions import Claimed, StepRow
 from thinkstream_client.records import FinishReason, JobRef, Message, Request, SamplingParams
-from thinkstream_client.wire import chain_crc, encode_entry, initial_crc
+from thinkstream_client.wire import chain_crc, encode_entry, encode_request, initial_crc
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_workers.intake import Intake
 from thinkstream_workers.job_table import JobTable
 from thinkstream_workers.mailboxes import Inbox, Outbox
-from thinkstream_workers.orders import JobKey, SequenceEnd, Submit
+from thinkstream_workers.orders import JobKey, SequenceEnd, Submit, TokenOut
 from thinkstream_workers.resolve import Limits
 from thinkstream_workers.session import Session
 
@@ -75,7 +75,8 @@ class Door:
         crc = initial_crc(ref.job_id)
         for place, token_id in enumerate(ids, 1):
             crc = chain_crc(crc, [token_id])
-            self.session.step([StepRow(ref, place, encode_entry([token_id], crc, chr(token_id)))])
+            entry = encode_entry([token_id], crc, chr(token_id))
+            self.session.step([StepRow(ref, expected_len=place, entry=entry, mk=1, grain=1)])
 
 
 @pytest.fixture
@@ -158,6 +159,19 @@ def test_raw_bytes_in_the_queue_end_their_job_alone(
     end = door.end()
     assert end.error is not None
     assert (end.reason, end.error.code) == (FinishReason.FAILED, code)
+
+
+def test_the_grain_is_the_queues_and_not_the_payloads(service: Service, door: Door, redis_url: str) -> None:
+    ref = service.submit("job", grain=2)
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(service.keys.job(ref), "payload", encode_request(Request(prompt="x", grain=1)))
+    door.take()
+    publication = door.table.get(door.order().key)
+    assert publication is not None
+    publication.push(TokenOut(publication.key, 1, 65))
+    assert not publication.has_entry
+    publication.push(TokenOut(publication.key, 2, 65))
+    assert publication.has_entry
 
 
 @pytest.mark.parametrize("by_beat", [False, True])

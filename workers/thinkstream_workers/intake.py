@@ -65,6 +65,7 @@ class Arrival:
     Attributes:
         key: The ownership.
         payload: Its request as bytes.
+        grain: Tokens per entry of its stream, which Redis counts by; the payload's word is not asked.
         resumed: Its stream may hold tokens.
         suspect: It may have killed its last worker.
         queued_ms: From submission to the claim.
@@ -72,6 +73,7 @@ class Arrival:
 
     key: JobKey
     payload: bytes
+    grain: int
     resumed: bool
     suspect: bool
     queued_ms: int
@@ -156,6 +158,7 @@ class Intake:
             return Arrival(
                 key=key,
                 payload=claimed.payload,
+                grain=claimed.grain,
                 resumed=claimed.n > 0,
                 suspect=claimed.suspect,
                 queued_ms=claimed.claimed_ms - claimed.submitted_ms,
@@ -166,6 +169,7 @@ class Intake:
         return Arrival(
             key=key,
             payload=info.payload,
+            grain=info.grain,
             resumed=True,  # or not: after a lost assignment nobody knows
             suspect=info.suspect,
             queued_ms=info.claimed_ms - info.submitted_ms,
@@ -187,7 +191,7 @@ class Intake:
         publication = Publication(
             key,
             session=session_id,
-            grain=request.grain,
+            grain=arrival.grain,
             num_prompt_tokens=len(prompt_ids),
             times=JobTimes(queued_ms=max(0, arrival.queued_ms), adopted_at=adopted_at),
             stop_token_ids=sampling.stop_token_ids,
