@@ -4,9 +4,8 @@ The model file calls these in order and knows nothing of how they are done. They
 gains by fusing: the norm with the residual's addition, query and key norm with rotation and the write
 into the cache, the router's softmax with its top-k.
 
-T rows (tokens, and padding behind them where ``embed`` chose to pad), D hidden width, O any output
-width, Q width of queries, keys and values together, H query heads, C width of a head, E experts, K
-experts per token, I inner width, S rows whose logits are wanted.
+T tokens of the step, D hidden width, O any output width, Q width of queries, keys and values together,
+H query heads, C width of a head, E experts, K experts per token, I inner width.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .config import ThinkerConfig
 from .inputs import StepInputs
 from .kv_cache import KVCache
 
@@ -56,10 +54,10 @@ class Ops(Protocol):
     """All arithmetic of a forward pass. Results are new tensors; weights are never changed."""
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
-        """Look the tokens up. May return more rows than tokens: the rest is padding, finite."""
+        """Look the tokens up, [T, D]."""
         ...
 
-    def attention(self, config: ThinkerConfig, inputs: StepInputs, kv: KVCache) -> StepAttention:
+    def attention(self, inputs: StepInputs, kv: KVCache) -> StepAttention:
         """Prepare the attention of one step."""
         ...
 

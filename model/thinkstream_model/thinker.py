@@ -4,7 +4,7 @@ A decoder of RMS norms, grouped-query attention with normed queries and keys, ro
 each layer either a mixture of experts or one dense SwiGLU MLP. It does not branch on the device: all
 arithmetic is behind ``Ops``, all movement between devices behind ``Exchange``.
 
-T rows of the step, D hidden width, S rows whose logits are wanted, V vocabulary.
+T tokens of the step, D hidden width, S rows whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Thinker:
             Logits of ``inputs.output_rows_S``, [S, V], float32, padding rows of the vocabulary included.
         """
         ops, weights, eps = self._ops, self.weights, self.config.rms_norm_eps
-        attention = ops.attention(self.config, inputs, kv)
+        attention = ops.attention(inputs, kv)
         residual_TD = ops.embed(inputs.input_ids_T, weights.embedding_VD)
         hidden_TD = ops.rms_norm(residual_TD, weights.layers[0].input_norm_D, eps)
         for number, layer in enumerate(weights.layers):

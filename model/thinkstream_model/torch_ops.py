@@ -6,7 +6,7 @@ its summation order by the number of rows, so rows go through every matrix in ti
 last one padded with zeros; each expert's rows too. Element-wise work uses only operations whose vector
 and scalar code agree bit for bit (``exp`` does, ``silu`` and ``sigmoid`` do not).
 
-T rows, D hidden width, O output width, E experts, K experts per row, P = T * K pairs, R rows laid out
+T tokens, D hidden width, O output width, E experts, K experts per row, P = T * K pairs, R rows laid out
 by expert, I inner width.
 """
 
@@ -49,6 +49,7 @@ class TorchOps:
     """
 
     def __init__(self, config: ThinkerConfig, device: torch.device, *, exact: bool | None = None) -> None:
+        self._config = config
         self._exact = device.type == "cpu" if exact is None else exact
         self._rotary = rotary_table(
             config.max_position_embeddings, config.head_dim, config.rope_theta, device
@@ -58,9 +59,9 @@ class TorchOps:
         """See ``Ops.embed``."""
         return F.embedding(input_ids_T, embedding_VD)
 
-    def attention(self, config: ThinkerConfig, inputs: StepInputs, kv: KVCache) -> PagedAttention:
+    def attention(self, inputs: StepInputs, kv: KVCache) -> PagedAttention:
         """See ``Ops.attention``."""
-        return PagedAttention(config, inputs, kv, self._rotary)
+        return PagedAttention(self._config, inputs, kv, self._rotary)
 
     def rms_norm(self, hidden_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See ``Ops.rms_norm``."""

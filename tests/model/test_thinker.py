@@ -123,6 +123,8 @@ def test_only_wanted_rows_come_back(tiny_config: ThinkerConfig, paged: Callable[
     assert wanted.shape == (2, tiny_config.vocab_size)
     assert wanted.dtype == torch.float32
     assert torch.equal(wanted, every[[2, 4]])
+    none = pages.thinker.forward(replace(inputs, output_rows_S=torch.tensor([], dtype=torch.int64)), pages.kv)
+    assert none.shape == (0, tiny_config.vocab_size)
 
 
 def test_runs_in_bfloat16(tiny_config: ThinkerConfig, paged: Callable[..., Any]) -> None:
