@@ -23,7 +23,7 @@ from thinkstream_client.errors import (
     ServiceUnavailable,
 )
 from thinkstream_client.keys import Keys
-from thinkstream_client.records import JobRef, JobStatus, Request
+from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
 from thinkstream_client.server_check import server_check
 from thinkstream_client.settings import RedisSettings
 
@@ -95,11 +95,18 @@ async def test_async(any_redis_url: str, raw: Any) -> None:
 
 def test_full_memory(connection: Connection, raw: Any) -> None:
     connection.run(functions.submit(KEYS, REF, REQUEST))
+    session = SessionId("w.1")
+    hello = functions.hello(KEYS, 0, session, "n", replica="w", slots=1, lease_ms=5000, info={})
+    connection.run(hello)
     raw.config_set("maxmemory", 1)
     with pytest.raises(QueueFull) as caught:
         connection.run(functions.submit(KEYS, JobRef("a", "k"), REQUEST))
     assert caught.value.cap == "memory"
-    # What frees memory goes on.
+    # What keeps the service going and what frees memory goes on; tokens wait.
+    connection.run(hello)
+    assert len(connection.run(functions.claim(KEYS, 0, session, 1))) == 1
+    with pytest.raises(QueueFull):
+        connection.run(functions.step(KEYS, 0, session, "n", [functions.StepRow(REF, 1, b"", 1, 1)]))
     assert connection.run(functions.cancel(KEYS, REF)) is JobStatus.CANCELLED
     (refused,) = connection.run_many([functions.submit(KEYS, JobRef("a", "k"), REQUEST)])
     assert isinstance(refused, QueueFull)

@@ -177,6 +177,19 @@ def test_jobs_that_were_tampered_with(queue: Queue) -> None:
         assert queue.run(functions.job_status(KEYS, ref)) is JobStatus.FAILED
 
 
+def test_a_stream_of_another_type_harms_its_own_row_alone(queue: Queue) -> None:
+    text, good = queue.submit("text", "good")
+    session = queue.hello()
+    claimed = queue.claim(session)
+    queue.raw.delete(KEYS.out(text))
+    queue.raw.set(KEYS.out(text), "text")
+    rows = [StepRow(ref, 1, wire.encode_entry([1], 0, ""), 1, 1) for ref in (text, good)]
+    replies = queue.run(functions.step(KEYS, 0, session, "n", rows))
+    assert replies == [StepReply.CAS, StepReply.OK]
+    assert queue.finish(session, claimed["text"], 0) is StepReply.CAS
+    assert queue.run(functions.cancel(KEYS, text)) is JobStatus.CANCELLED
+
+
 def test_broken_payload_goes_to_the_worker(queue: Queue) -> None:
     (ref,) = queue.submit("j")
     queue.raw.hset(KEYS.job(ref), "payload", b"\xc1")

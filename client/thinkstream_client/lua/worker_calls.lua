@@ -106,7 +106,7 @@ local function finish(keys, argv)
     local at = row * 7 - 4
     if not held[row] then
       codes[row] = GONE
-    elseif redis.call('XLEN', P .. 'out:' .. argv[at]) ~= tonumber(argv[at + 1]) then
+    elseif redis.pcall('XLEN', P .. 'out:' .. argv[at]) ~= tonumber(argv[at + 1]) then
       codes[row] = CAS
     else
       local mk, grain = string.match(held[row], '^(%d+):(%d+)$')
