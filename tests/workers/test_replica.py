@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from thinkstream_client import functions
-from thinkstream_client.errors import ConfigError
+from thinkstream_client.call import Call
+from thinkstream_client.connection import Connection
+from thinkstream_client.errors import ConfigError, ServiceUnavailable
 from thinkstream_client.records import (
     FinishReason,
     JobRef,
@@ -164,6 +167,37 @@ def test_an_assignment_that_comes_twice_changes_nothing(service: Service, start:
     for _ in range(3):
         replica.assign(claimed)
     assert len(service.wait_finish(ref).ids) == 20
+
+
+def test_lost_calls_and_lost_replies_change_nothing(
+    service: Service, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = start()
+    settings: list[dict[str, Any]] = [
+        {"max_tokens": 30 + i, "ignore_eos": True, "seed": i, "grain": (1, 1, 5, 16)[i % 4]}
+        for i in range(12)
+    ]
+    undisturbed = run(service, replica, [service.submit(f"a-{i}", **s) for i, s in enumerate(settings)])
+    refs = [service.submit(f"b-{i}", **s) for i, s in enumerate(settings)]
+    claimed = service.claim(replica.session)
+    chance = random.Random(1)
+    send = Connection.run
+
+    def lossy_run(connection: Connection, call: Call[Any]) -> Any:
+        fate = chance.random() if connection is not service.connection else 1.0
+        if fate < 0.05:
+            raise ServiceUnavailable("the call is lost")
+        reply = send(connection, call)
+        if fate < 0.15:
+            raise ServiceUnavailable("the reply is lost")
+        return reply
+
+    monkeypatch.setattr(Connection, "run", lossy_run)
+    replica.assign(claimed)
+    for ref, expected in zip(refs, undisturbed, strict=True):
+        result = service.wait_finish(ref)
+        assert (result.ids, result.text) == (expected.ids, expected.text)
+        assert sum(isinstance(entry, Marker) for entry in result.raw) == 1, "nothing was given up"
 
 
 def test_stop_strings_end_the_text_before_them(service: Service, start: Start) -> None:

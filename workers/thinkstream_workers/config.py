@@ -25,7 +25,8 @@ class ReplicaConfig:
         slots: Jobs at once.
         lease_ms: How long the replica may be silent before its jobs go to others.
         max_context: Tokens of prompt and result together; None is the model's own limit.
-        max_num_batched_tokens: Tokens of one step, prefill and decode together.
+        max_num_batched_tokens: Tokens of one step, prefill and decode together; None is 512 on a CPU and
+            2048 elsewhere, or the slots where they are more.
         kv_memory_bytes: Memory for keys and values; None leaves the choice to the engine.
         num_threads: Threads of one arithmetic operation on the CPU; None is torch's choice.
 
@@ -41,7 +42,7 @@ class ReplicaConfig:
     slots: int = 32
     lease_ms: int = 5_000
     max_context: int | None = None
-    max_num_batched_tokens: int = 2_048
+    max_num_batched_tokens: int | None = None
     kv_memory_bytes: int | None = None
     num_threads: int | None = None
 
@@ -64,10 +65,15 @@ class ReplicaConfig:
         """The limits of the replica's engine: a slot is a sequence."""
         return EngineConfig(
             max_num_seqs=self.slots,
-            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_batched_tokens=self.max_num_batched_tokens or max(self.slots, self._usual_step_tokens),
             kv_memory_bytes=self.kv_memory_bytes,
             max_context=self.max_context,
         )
+
+    @property
+    def _usual_step_tokens(self) -> int:
+        # A step must take far less than a lease: the loop shows that it is alive between steps.
+        return 512 if self.device == "cpu" else 2_048
 
 
 def _at_least(field: str, value: int | None, low: int) -> None:

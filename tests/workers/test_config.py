@@ -1,0 +1,47 @@
+"""The settings of a replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from thinkstream_client.errors import ConfigError, InvalidRequest
+from thinkstream_client.settings import RedisSettings
+from thinkstream_workers.config import ReplicaConfig
+
+REDIS = RedisSettings("redis://:secret@127.0.0.1:6379/0", "house")
+
+
+def test_a_slot_is_a_sequence_and_steps_fit_the_device() -> None:
+    config = ReplicaConfig(redis=REDIS, slots=8)
+    assert config.namespace == "house"
+    assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (8, 512)
+    assert ReplicaConfig(redis=REDIS, device="cuda").engine.max_num_batched_tokens == 2_048
+    assert ReplicaConfig(redis=REDIS, slots=600).engine.max_num_batched_tokens == 600
+    assert ReplicaConfig(redis=REDIS, max_num_batched_tokens=64).engine.max_num_batched_tokens == 64
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"slots": 0},
+        {"lease_ms": 10},
+        {"max_context": 1},
+        {"slots": 32, "max_num_batched_tokens": 31},
+        {"kv_memory_bytes": 0},
+        {"num_threads": 0},
+    ],
+)
+def test_values_outside_their_range_are_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{list(settings)[-1]}: got {list(settings.values())[-1]}"):
+        ReplicaConfig(redis=REDIS, **settings)
+
+
+def test_the_name_may_be_part_of_a_key() -> None:
+    with pytest.raises(InvalidRequest, match="name"):
+        ReplicaConfig(redis=REDIS, name="a b")
+
+
+def test_the_password_does_not_show() -> None:
+    assert "secret" not in repr(ReplicaConfig(redis=REDIS))
