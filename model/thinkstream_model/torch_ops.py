@@ -45,12 +45,15 @@ class TorchOps:
         config: The Thinker's shape.
         device: Where its weights are.
         exact: Whether to tile as described above. On a GPU a launch per tile costs more than it is worth
-            to this class, so there it is off unless asked for.
+            to this class, so there it is off unless asked for, and experts go through grouped matmuls.
     """
 
     def __init__(self, config: ThinkerConfig, device: torch.device, *, exact: bool | None = None) -> None:
         self._config = config
         self._exact = device.type == "cpu" if exact is None else exact
+        # The grouped matmul wants rows of whole 16 bytes, which odd little shapes do not have.
+        widths = (config.hidden_size, config.moe_intermediate_size)
+        self._is_grouped = not self._exact and all(width % 8 == 0 for width in widths)
         self._rotary = rotary_table(
             config.max_position_embeddings, config.head_dim, config.rope_theta, device
         )
@@ -92,9 +95,11 @@ class TorchOps:
         return Routing(expert_ids_TK, weights_TK.to(hidden_TD.dtype))
 
     def experts(self, hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor:
-        """See ``Ops.experts``. Experts without rows are not touched; one wait for the device a call."""
+        """See ``Ops.experts``. Experts without rows are not touched."""
+        if self._is_grouped:
+            return _grouped_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
         num_rows, top_k = slots_TK.shape
-        places_P, spans = self._group_by_expert(slots_TK.flatten(), gate_up_E2ID.shape[0])
+        places_P, spans = _group_by_expert(slots_TK.flatten(), gate_up_E2ID.shape[0])
         hidden_RD = hidden_TD.new_zeros(spans[-1].end, hidden_TD.shape[1])
         hidden_RD.index_copy_(0, places_P, hidden_TD.repeat_interleave(top_k, dim=0))
         gate_up_R2I = hidden_TD.new_empty(hidden_RD.shape[0], gate_up_E2ID.shape[1])
@@ -105,25 +110,6 @@ class TorchOps:
         for expert, start, end in spans:
             self._matmul_into(outputs_RD[start:end], inner_RI[start:end], down_EDI[expert])
         return outputs_RD.index_select(0, places_P).view(num_rows, top_k, -1)
-
-    def _group_by_expert(self, slots_P: Tensor, num_experts: int) -> tuple[Tensor, list[_Span]]:
-        """Lay pairs out expert by expert, each in whole tiles.
-
-        Returns:
-            The row of each pair, and the rows of each expert that has any.
-        """
-        counts_E = torch.bincount(slots_P, minlength=num_experts)
-        padding_E = -counts_E % TILE_ROWS if self._exact else torch.zeros_like(counts_E)
-        # A pair's row is its place among the pairs sorted by expert, moved behind the padding of the
-        # experts before its own.
-        padding_before_E = padding_E.cumsum(0) - padding_E
-        order_P = slots_P.argsort(stable=True)
-        sorted_places_P = torch.arange(slots_P.numel(), device=slots_P.device)
-        sorted_places_P += padding_before_E.index_select(0, slots_P.index_select(0, order_P))
-        places_P = torch.empty_like(order_P).index_copy_(0, order_P, sorted_places_P)
-        ends = itertools.accumulate(cast("list[int]", (counts_E + padding_E).tolist()), initial=0)
-        spans = (_Span(expert, a, z) for expert, (a, z) in enumerate(itertools.pairwise(ends)))
-        return places_P, [span for span in spans if span.end > span.start]
 
     def combine(self, outputs_TKD: Tensor, weights_TK: Tensor) -> Tensor:
         """See ``Ops.combine``."""
@@ -159,3 +145,37 @@ def _gate(gate_up_T2I: Tensor) -> Tensor:
     gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
     gate32_TI = gate_TI.float()
     return (gate32_TI / gate32_TI.neg().exp_().add_(1.0)).to(up_TI.dtype) * up_TI
+
+
+def _group_by_expert(slots_P: Tensor, num_experts: int) -> tuple[Tensor, list[_Span]]:
+    """Lay pairs out expert by expert, each in whole tiles.
+
+    Returns:
+        The row of each pair, and the rows of each expert that has any.
+    """
+    counts_E = torch.bincount(slots_P, minlength=num_experts)
+    padding_E = -counts_E % TILE_ROWS
+    # A pair's row is its place among the pairs sorted by expert, moved behind the padding of the
+    # experts before its own.
+    padding_before_E = padding_E.cumsum(0) - padding_E
+    order_P = slots_P.argsort(stable=True)
+    sorted_places_P = torch.arange(slots_P.numel(), device=slots_P.device)
+    sorted_places_P += padding_before_E.index_select(0, slots_P.index_select(0, order_P))
+    places_P = torch.empty_like(order_P).index_copy_(0, order_P, sorted_places_P)
+    ends = itertools.accumulate(cast("list[int]", (counts_E + padding_E).tolist()), initial=0)
+    spans = (_Span(expert, a, z) for expert, (a, z) in enumerate(itertools.pairwise(ends)))
+    return places_P, [span for span in spans if span.end > span.start]
+
+
+def _grouped_experts(hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor:
+    """All experts in two launches, without asking the device how many rows each has."""
+    num_rows, top_k = slots_TK.shape
+    slots_P = slots_TK.flatten()
+    order_P = slots_P.argsort(stable=True)
+    # A count that does not bring its result to the host, as `bincount` would.
+    experts_E = torch.arange(gate_up_E2ID.shape[0], device=slots_P.device)
+    ends_E = torch.searchsorted(slots_P.index_select(0, order_P), experts_E, right=True).int()
+    hidden_PD = hidden_TD.index_select(0, order_P // top_k)
+    gate_up_P2I = F.grouped_mm(hidden_PD, gate_up_E2ID.transpose(1, 2), offs=ends_E)
+    outputs_PD = F.grouped_mm(_gate(gate_up_P2I), down_EDI.transpose(1, 2), offs=ends_E)
+    return torch.empty_like(outputs_PD).index_copy_(0, order_P, outputs_PD).view(num_rows, top_k, -1)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,10 +49,13 @@ class TestRouter:
 
 
 class TestExperts:
+    @pytest.mark.parametrize("exact", [True, False], ids=["exact", "plain"])
+    @pytest.mark.parametrize("width", [37, 40], ids=["odd", "grouped"])
     @pytest.mark.parametrize("num_rows", [1, 16, 53])
-    def test_against_a_loop(self, ops: TorchOps, num_rows: int) -> None:
+    def test_against_a_loop(self, tiny_config: ThinkerConfig, exact: bool, width: int, num_rows: int) -> None:
+        ops = TorchOps(replace(tiny_config, moe_intermediate_size=width), CPU, exact=exact)
         hidden_TD = _random(num_rows, 56)
-        gate_up_E2ID, down_EDI = _random(8, 74, 56, seed=1) / 7, _random(8, 56, 37, seed=2) / 6
+        gate_up_E2ID, down_EDI = _random(8, 2 * width, 56, seed=1) / 7, _random(8, 56, width, seed=2) / 6
         generator = torch.Generator().manual_seed(3)
         # Experts 5 to 7 get nothing.
         slots_TK = torch.stack([torch.randperm(5, generator=generator)[:3] for _ in range(num_rows)])
