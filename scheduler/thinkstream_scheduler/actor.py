@@ -18,6 +18,7 @@ from .pool import RayPool, explained, ray_namespace
 from .redis_queue import RedisQueue
 from .resources import ReplicaResources
 
+_ray: Any = ray  # whose types do not reach through results
 _NAME = "scheduler"
 _CONTROL_TIMEOUT_S = 60.0
 
@@ -82,7 +83,7 @@ class SchedulerHandle:
             ServiceUnavailable: It does not start.
         """
         try:
-            pid: int = ray.get(self._actor.pid.remote(), timeout=_CONTROL_TIMEOUT_S)
+            pid: int = _ray.get(self._actor.pid.remote(), timeout=_CONTROL_TIMEOUT_S)
         except ray.exceptions.RayError as error:
             raise explained(error, "the scheduler") from error
         return pid

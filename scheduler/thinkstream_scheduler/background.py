@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from thinkstream_client.discovery import ServiceState, read_state, remove_state, state_dir
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
 
+from . import processes
 from .serve import MAIN_PROCESS, UpOptions
 
 LOG_FILE = "up.log"
@@ -23,7 +20,7 @@ ERROR_PREFIX = "error: "
 _POLL_S = 0.1
 _TERM_TIMEOUT_S = 10.0
 _EXIT_CONFIG = 2
-_OUR_WORDS = (b"thinkstream", b"ray::", b"valkey-server", b"redis-server")
+_OUR_WORDS = (b"thinkstream", b"ray", b"valkey-server", b"redis-server")
 
 
 def start_detached(options: UpOptions) -> ServiceState:
@@ -70,12 +67,12 @@ def stop_service(timeout_s: float) -> bool:
     state = read_state()
     if state is None:
         return False
-    main = [pid for part, pid in state.pids.items() if part == MAIN_PROCESS]
-    _end(main, timeout_s)
-    # Its parts end with it, but for what runs on a cluster of somebody else's.
-    rest = [pid for part, pid in state.pids.items() if part != MAIN_PROCESS]
+    # The parts end with the main process; what does not, because that was killed, is ended by id.
+    parts = {part: _identified(pid) for part, pid in state.pids.items()}
+    processes.end(parts.pop(MAIN_PROCESS, {}), timeout_s=timeout_s)
     if not state.ray_address:
-        _end(rest, _TERM_TIMEOUT_S)
+        left = {pid: started for found in parts.values() for pid, started in found.items()}
+        processes.end(left, timeout_s=_TERM_TIMEOUT_S)
     remove_state()
     return True
 
@@ -115,33 +112,13 @@ def _last_error(log: Path) -> str | None:
     return errors[-1].removeprefix(ERROR_PREFIX) if errors else None
 
 
-def _end(pids: Iterable[int], timeout_s: float) -> None:
-    """SIGTERM, and SIGKILL for those that are there after ``timeout_s``."""
-    ours = {pid for pid in pids if is_ours(pid)}
-    for number, wait_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, _TERM_TIMEOUT_S)):
-        for pid in ours:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
-        until_s = time.monotonic() + wait_s
-        while ours and time.monotonic() < until_s:
-            ours = {pid for pid in ours if is_ours(pid)}
-            time.sleep(_POLL_S / 2)
-
-
-def is_ours(pid: int) -> bool:
-    """Whether a process lives that may be one of ours: ids are given again to others.
-
-    Where there is no ``/proc``, every living process may be.
-    """
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    if not Path("/proc/self/cmdline").exists():
-        return True
+def _identified(pid: int) -> dict[int, int]:
+    """A process with its start time, if it is one of ours: ids are given again to others."""
+    started = processes.start_time(pid)
+    if started is None:
+        return {}
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False
-    # A zombie's command line is empty.
-    return any(word in command for word in _OUR_WORDS)
+        return {}
+    return {pid: started} if any(word in command for word in _OUR_WORDS) else {}

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -22,11 +22,12 @@ from .demo_questions import FIRST, demo_questions
 from .demo_view import DemoJob, figures, live_view
 from .embedded import EmbeddedServer
 from .launch import ServiceOptions, start_service
-from .serve import ignore_signals, interrupt_on_signals, replica_threads
+from .serve import replica_threads
+from .stop_signals import StopSignals
 
 _NUM_REPLICAS = 2
 _NUM_SHOWN = 8
-_SHORT_TEMP = Path("/tmp")
+_POLL_S = 0.1
 
 
 def run_demo() -> None:
@@ -39,14 +40,11 @@ def run_demo() -> None:
     """
     console = Console()
     began_s = time.monotonic()
-    with contextlib.ExitStack() as cleanup:
-        interrupt_on_signals()
-        # Sockets lie in it, whose paths must be short.
-        base = _SHORT_TEMP if _SHORT_TEMP.is_dir() else None
-        folder = Path(tempfile.mkdtemp(prefix="thinkstream-", dir=base))
+    with StopSignals() as signals, contextlib.ExitStack() as cleanup:
+        folder = Path(tempfile.mkdtemp(prefix="thinkstream-demo-"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         console.print("starting Valkey, Ray, a scheduler and two replicas of the demo model ...")
-        server = EmbeddedServer(folder / "data")
+        server = EmbeddedServer(folder)
         cleanup.callback(server.stop)
         server.start()
         redis = RedisSettings(url=server.url)
@@ -54,15 +52,12 @@ def run_demo() -> None:
             redis=redis,
             replica=ReplicaConfig(redis=redis, model="demo", num_threads=replica_threads(_NUM_REPLICAS)),
             num_replicas=_NUM_REPLICAS,
-            ray_folder=folder / "ray",
             show_logs=False,
         )
-        service = start_service(options)
-        interrupt_on_signals()  # Ray has put its own handler in place of ours
+        service = start_service(options, signals.check)
         cleanup.callback(service.stop, drain_timeout_s=0.0)
-        cleanup.callback(ignore_signals)
         console.print(f"ready after {time.monotonic() - began_s:.1f} s\n")
-        jobs = asyncio.run(_stream_all(redis, console))
+        jobs = asyncio.run(_stream_all(redis, console, signals.check))
         console.print()
         console.print(figures(jobs, _NUM_REPLICAS))
         for job in jobs[: len(FIRST)]:
@@ -71,15 +66,27 @@ def run_demo() -> None:
     console.print("done. Start the service with `thinkstream up`.")
 
 
-async def _stream_all(redis: RedisSettings, console: Console) -> list[DemoJob]:
+async def _stream_all(
+    redis: RedisSettings, console: Console, checkpoint: Callable[[], None]
+) -> list[DemoJob]:
     """Submits every question at once and follows all answers, each on a stream of its own."""
     jobs = [DemoJob(question) for question in demo_questions()]
     async with AsyncClient(settings=redis) as client:
         with Live(console=console, refresh_per_second=12, get_renderable=lambda: _view(jobs, console)):
             start_s = time.monotonic()
-            async with asyncio.TaskGroup() as tasks:
-                for job in jobs:
-                    tasks.create_task(_stream(client, job, start_s))
+            pending = {asyncio.create_task(_stream(client, job, start_s)) for job in jobs}
+            try:
+                while pending:
+                    checkpoint()
+                    done, pending = await asyncio.wait(
+                        pending, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for task in done:
+                        task.result()
+            finally:
+                for task in pending:
+                    task.cancel()
+                await asyncio.gather(*pending, return_exceptions=True)
     return jobs
 
 

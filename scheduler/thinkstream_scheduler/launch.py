@@ -6,8 +6,8 @@ The only place that knows all the parts. What they are is decided by its caller,
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from thinkstream_client import functions
 from thinkstream_client.connection import Connection
@@ -15,8 +15,8 @@ from thinkstream_client.server_check import server_check
 from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 
-from . import ray_runtime
 from .config import SchedulerConfig
+from .ray_runtime import RayRuntime
 from .resources import ReplicaResources, num_cores
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ class ServiceOptions:
         replica: What each replica is told; names are filled in.
         num_replicas: Replicas to hold.
         ray_address: A running Ray cluster; None starts one for this process.
-        ray_folder: Where a Ray of our own keeps sockets and logs.
         num_cpus: CPUs that Ray sets aside for a replica; None shares this machine's among the replicas.
         num_gpus: GPUs that Ray sets aside for a replica; None is one where the device is a GPU.
         ready_timeout_s: How long the replicas may load.
@@ -42,7 +41,6 @@ class ServiceOptions:
     replica: ReplicaConfig
     num_replicas: int = 1
     ray_address: str | None = None
-    ray_folder: Path | None = None
     num_cpus: float | None = None
     num_gpus: float | None = None
     ready_timeout_s: float = 1_800.0
@@ -53,15 +51,17 @@ class Service:
     """The scheduler and its replicas, from `start_service` on.
 
     Attributes:
-        pids: The actors' processes, by name, as they were at the start.
+        pids: Its processes as they were at the start: the actors by name, the parts of a Ray of our own by
+            number.
     """
 
-    def __init__(self, options: ServiceOptions) -> None:
+    def __init__(self, options: ServiceOptions, runtime: RayRuntime) -> None:
         from .actor import SchedulerHandle
         from .pool import RayPool
 
         resources = _resources(options)
         config = SchedulerConfig(redis=options.redis, num_replicas=options.num_replicas)
+        self._runtime = runtime
         self._names = config.replica_names
         self._pool = RayPool(options.replica, resources)
         for name in self._names:
@@ -69,15 +69,21 @@ class Service:
         self._scheduler = SchedulerHandle(config, options.replica, resources)
         self.pids: dict[str, int] = {}
 
-    def wait_until_ready(self, timeout_s: float) -> None:
+    def wait_until_ready(self, timeout_s: float, checkpoint: Callable[[], None]) -> None:
         """Returns once every replica takes jobs.
+
+        Args:
+            timeout_s: How long they may load.
+            checkpoint: Called all the while; what it raises ends the wait.
 
         Raises:
             ConfigError: A replica cannot use its model or its namespace.
             ServiceUnavailable: An actor died, or they took too long.
         """
-        self.pids = self._pool.wait_until_ready(timeout_s)
+        self.pids = self._pool.wait_until_ready(timeout_s, checkpoint)
         self.pids["scheduler"] = self._scheduler.wait_until_ready()
+        others = set(self._runtime.local_processes()) - set(self.pids.values())
+        self.pids.update({f"ray-{i}": pid for i, pid in enumerate(sorted(others))})
 
     def stop(self, *, drain_timeout_s: float = 10.0) -> None:
         """Stops claiming, drains the replicas, ends all actors and leaves Ray.
@@ -102,7 +108,7 @@ class Service:
             self._hold_successors()
             self._pool.kill()
         finally:
-            ray_runtime.disconnect()
+            self._runtime.close()
 
     def _hold_successors(self) -> None:
         """Takes hold of the replicas that the scheduler started in place of ours."""
@@ -111,8 +117,16 @@ class Service:
             self._pool.adopt(name)
 
 
-def start_service(options: ServiceOptions) -> Service:
+def _go_on() -> None:
+    """The checkpoint of a start that nothing ends early."""
+
+
+def start_service(options: ServiceOptions, checkpoint: Callable[[], None] = _go_on) -> Service:
     """Starts everything and returns once every replica can take jobs.
+
+    Args:
+        options: What to start.
+        checkpoint: Called between steps and while replicas load; what it raises ends the start.
 
     Raises:
         ConfigError: The server, the namespace or the model cannot be used.
@@ -120,19 +134,19 @@ def start_service(options: ServiceOptions) -> Service:
         Nothing that was started is left running.
     """
     _check_server(options.redis)
-    ray_runtime.connect(
+    runtime = RayRuntime(
         address=options.ray_address,
-        folder=options.ray_folder,
         namespace=f"thinkstream-{options.redis.namespace}",
         show_logs=options.show_logs,
     )
     try:
-        service = Service(options)
+        checkpoint()
+        service = Service(options, runtime)
     except BaseException:
-        ray_runtime.disconnect()
+        runtime.close()
         raise
     try:
-        service.wait_until_ready(options.ready_timeout_s)
+        service.wait_until_ready(options.ready_timeout_s, checkpoint)
     except BaseException:
         service.kill()
         raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from thinkstream_workers.config import ReplicaConfig
 
 from .resources import ReplicaResources
 
-_POLL_S = 0.5
+_POLL_S = 0.2
 _CONTROL_TIMEOUT_S = 10.0
 _LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
 
@@ -92,8 +92,12 @@ class RayPool:
                 dead.append(name)
         return dead
 
-    def wait_until_ready(self, timeout_s: float) -> dict[str, int]:
+    def wait_until_ready(self, timeout_s: float, checkpoint: Callable[[], None]) -> dict[str, int]:
         """Returns the process id of every replica that is held, once all of them take jobs.
+
+        Args:
+            timeout_s: How long they may load.
+            checkpoint: Called all the while; what it raises ends the wait.
 
         Raises:
             ConfigError: A replica cannot use its model or its namespace.
@@ -103,6 +107,7 @@ class RayPool:
         loading: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._actors.items()}
         pids: dict[str, int] = {}
         while loading:
+            checkpoint()
             if time.monotonic() > until_s:
                 names = ", ".join(loading.values())
                 raise ServiceUnavailable(f"{names} did not get ready in {timeout_s:.0f} s")

@@ -1,75 +1,129 @@
-"""Ray as this service uses it: quiet, small, and without a trace once it is shut down.
+"""Ray as this service uses it: quiet, small, and without a trace once it is left.
 
-Knows nothing of jobs and replicas. ``ray`` itself is imported at `connect`, behind the settings that it
-reads from the environment at import.
+Knows nothing of jobs and replicas. ``ray`` itself is imported behind the settings that it reads from the
+environment at import.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from thinkstream_client.errors import ServiceUnavailable
 
+from . import processes
+
 _OBJECT_STORE_BYTES = 100 << 20  # only control messages pass through it; Ray's least is 75 MiB
+_SHORT_TEMP = Path("/tmp")
+_STRAGGLER_TIMEOUT_S = 1.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_DISABLE_DASHBOARD_LOG_INFO": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # SIGTERM is how we are asked to drain
     "RAY_DEDUP_LOGS": "0",
 }
 
 
-def connect(*, address: str | None, folder: Path | None, namespace: str, show_logs: bool) -> None:
-    """Connects this process to a Ray cluster, or starts one that lives as long as this process.
+class RayRuntime:
+    """This process's connection to a Ray cluster, from construction to `close`.
 
     Args:
-        address: A running cluster; None starts one of our own on this machine, for this machine alone.
-        folder: Where a cluster of our own keeps sockets and logs; None is Ray's own choice. Short: the
-            path of a socket has 107 characters at most.
-        namespace: Ray namespace of names looked up without one.
+        address: A running cluster; None starts one of our own on this machine, for this machine alone,
+            which lives as long as the connection and at most as long as this process.
+        namespace: Ray namespace of names that are looked up without one.
         show_logs: Whether what actors write appears on our stderr.
 
     Raises:
         ServiceUnavailable: Ray cannot be reached or started.
+        KeyboardInterrupt: SIGTERM came meanwhile.
     """
+
+    def __init__(self, *, address: str | None, namespace: str, show_logs: bool) -> None:
+        self._not_ours = processes.descendants(os.getpid())
+        self._folder: Path | None = None
+        options: dict[str, Any] = {"address": address}
+        if address is None:
+            self._folder = _short_folder()
+            options = {
+                "address": "local",
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_node_ip_address": "127.0.0.1",
+                "_temp_dir": str(self._folder),
+            }
+        _set_environment(is_local=address is None)
+        try:
+            with _kept_signal_handlers():
+                import ray
+
+                ray.init(namespace=namespace, logging_level=logging.ERROR, log_to_driver=show_logs, **options)
+        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+            self.close()
+            where = f"at {address}" if address else "on this machine"
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
+            raise ServiceUnavailable(f"Ray {where} does not work: {first_line}") from error
+        except SystemExit:
+            # What Ray's own handler of SIGTERM raises while ``ray.init`` runs.
+            self.close()
+            raise KeyboardInterrupt from None
+
+    def local_processes(self) -> list[int]:
+        """Ids of the processes of a cluster of our own, actors included."""
+        return sorted(self._ours())
+
+    def close(self) -> None:
+        """Leaves the cluster; one of our own ends with all its processes and files."""
+        import ray
+
+        ours = self._ours()
+        ray.shutdown()
+        # Ray's agents look for their parent's death once in a while: a minute after it was killed they
+        # may still be there.
+        processes.end(ours, timeout_s=_STRAGGLER_TIMEOUT_S)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _ours(self) -> dict[int, int]:
+        if self._folder is None:
+            return {}
+        now = processes.descendants(os.getpid())
+        return {pid: started for pid, started in now.items() if self._not_ours.get(pid) != started}
+
+
+def _short_folder() -> Path:
+    """A new folder for sockets, whose paths have 107 characters at most."""
+    return Path(
+        tempfile.mkdtemp(prefix="thinkstream-ray-", dir=_SHORT_TEMP if _SHORT_TEMP.is_dir() else None)
+    )
+
+
+def _set_environment(*, is_local: bool) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if address is None and "RAY_AUTH_MODE" not in os.environ:
+    if is_local and "RAY_AUTH_MODE" not in os.environ:
         # Ray listens on all interfaces: a token that only our own processes know shuts others out.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    import ray
 
-    options: dict[str, Any] = {"address": address}
-    if address is None:
-        options = {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-            "_temp_dir": str(folder) if folder is not None else None,
-        }
+
+@contextlib.contextmanager
+def _kept_signal_handlers() -> Generator[None]:
+    """Undoes that ``ray.init`` puts a handler of its own in place of the caller's."""
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            namespace=namespace,
-            logging_level=logging.ERROR,
-            log_to_driver=show_logs,
-            **options,
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        where = f"at {address}" if address else "on this machine"
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ServiceUnavailable(f"Ray {where} does not work: {first_line}") from error
-
-
-def disconnect() -> None:
-    """Leaves the cluster; one that `connect` started ends with all its processes."""
-    import ray
-
-    ray.shutdown()
+        yield
+    finally:
+        if handler is not None:
+            with contextlib.suppress(ValueError):  # not in the main thread, where Ray sets none either
+                signal.signal(signal.SIGTERM, handler)

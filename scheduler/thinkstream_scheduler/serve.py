@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from thinkstream_workers.config import ReplicaConfig
 from .embedded import EmbeddedServer
 from .launch import Service, ServiceOptions, start_service
 from .resources import num_cores
+from .stop_signals import StopSignals
 
 MAIN_PROCESS = "service"
 """The part under which the state file names the process that serves."""
@@ -29,8 +29,7 @@ MAIN_PROCESS = "service"
 _LOCK_FILE = "up.lock"
 _DATA_FOLDER = "data"
 _RANDOM = "random:"
-_WATCH_S = 0.5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WATCH_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +73,9 @@ def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
         ServiceUnavailable: Another service runs here, or a part does not work.
         KeyboardInterrupt: A signal came before the service was ready.
     """
-    with _only_one(), contextlib.ExitStack() as cleanup:
+    with _only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
         remove_state()  # of a service that was killed
         cleanup.callback(remove_state)
-        # Callbacks run last to first, so a second Ctrl-C cannot cut what follows short.
-        interrupt_on_signals()
         server = None
         url = options.redis_url
         if url is None:
@@ -87,27 +84,13 @@ def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
             server.start()
             url = server.url
         redis = RedisSettings(url=url, namespace=options.namespace)
-        service = start_service(_service_options(options, redis))
-        interrupt_on_signals()  # Ray has put its own handler in place of ours
+        service = start_service(_service_options(options, redis), signals.check)
         cleanup.callback(service.stop, drain_timeout_s=options.drain_timeout_s)
-        cleanup.callback(ignore_signals)
         state = _state(options, redis, server, service)
         write_state(state)
         announce(state)
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(server)
-
-
-def interrupt_on_signals() -> None:
-    """Has every signal that ends a service raise KeyboardInterrupt in the main thread."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-
-
-def ignore_signals() -> None:
-    """Lets no signal cut short what is done from now on."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+            _watch(server, signals.check)
 
 
 def replica_threads(num_replicas: int) -> int:
@@ -174,8 +157,9 @@ def _state(
     return replace(state, pids={**state.pids, "redis": server.pid}, data_dir=str(state_dir() / _DATA_FOLDER))
 
 
-def _watch(server: EmbeddedServer | None) -> None:
+def _watch(server: EmbeddedServer | None, checkpoint: Callable[[], None]) -> None:
     while True:
+        checkpoint()
         time.sleep(_WATCH_S)
         if server is not None and not server.is_running:
             raise ServiceUnavailable(f"the embedded server has ended; its log lies in {server.folder}")
