@@ -160,6 +160,16 @@ def test_rubbish_is_cleared_in_bounded_calls(queue: Queue) -> None:
     assert list(queue.claim(session)) == ["j"]
 
 
+def test_sweep_finds_queues_that_submit_did_not_write(queue: Queue) -> None:
+    queue.raw.xadd(KEYS.queue(0, 2, "stranger"), {"payload": b"\xc1" * 100})
+    queue.raw.set(KEYS.queue(0, 0, "oddity"), "text")
+    for _ in range(3):
+        queue.run(functions.sweep(KEYS, 0))
+    queue.claim(queue.hello())
+    assert queue.dead() == [("", "queue is not a stream"), ("", "not a job")]
+    assert not queue.raw.keys("ts:{0}:in:*")
+
+
 def test_jobs_that_were_tampered_with(queue: Queue) -> None:
     refs = queue.submit("no-hash", "no-payload", "other-type", "no-grain", "sealed", "stream-is-text", "good")
     gone, empty, other, half, sealed, text, good = refs

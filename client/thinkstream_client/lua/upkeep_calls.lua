@@ -3,6 +3,7 @@
 local MAX_SESSIONS = 16
 local MAX_DUE = 256
 local MAX_CHECKED = 32
+local MAX_SCANNED = 256
 
 -- Counts the death against the job if the session was stepping it alone; see "Poison" of the protocol.
 local function judge(job, alone)
@@ -124,10 +125,27 @@ local function tidy_virtual_times(P)
   end
 end
 
+-- Puts tenants in line whose queue nobody would look at: its entries were not written by `submit`.
+--
+-- A page of the keys at a time; what the entries are worth is found out when the tenant is served.
+local function find_queues(P)
+  local wfq, first = P .. 'wfq:0', #P + #'in:0:' + 1
+  local page = redis.call('SCAN', redis.call('HGET', wfq, 'scanned') or '0', 'MATCH', P .. 'in:[0-2]:*',
+    'COUNT', MAX_SCANNED)
+  for _, queue in ipairs(page[2]) do
+    local tenant = string.match(string.sub(queue, first), '^[%w._-]+$')
+    if tenant then
+      enter(P, string.sub(queue, first - 2, first - 2), tenant)
+    end
+  end
+  redis.call('HSET', wfq, 'scanned', page[1])
+end
+
 local function sweep(keys)
   local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0 }
   do_due(P, now, done)
   repair(P, now, done)
+  find_queues(P)
   tidy_virtual_times(P)
   return { done.retried, done.expired, done.repaired }
 end
