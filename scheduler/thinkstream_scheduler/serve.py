@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thinkstream_client.discovery import ServiceState, read_state, remove_state, state_dir, write_state
-from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.errors import ConfigError, ServiceUnavailable
 from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 
@@ -28,6 +28,7 @@ MAIN_PROCESS = "service"
 
 _LOCK_FILE = "up.lock"
 _DATA_FOLDER = "data"
+_DEMO = "demo"
 _RANDOM = "random:"
 _WATCH_S = 0.1
 
@@ -44,7 +45,7 @@ class UpOptions:
         num_replicas: Replicas to hold.
         slots: Jobs at once of one replica.
         device: Where the model runs.
-        dtype: Type of the weights; None is the checkpoint's own.
+        dtype: Type of the weights; None is float32 on a CPU, else the checkpoint's own.
         max_context: Tokens of prompt and result together; None is the model's own limit.
         drain_timeout_s: How long running jobs may go on once a signal has come.
     """
@@ -76,6 +77,7 @@ def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
     with _only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
         remove_state()  # of a service that was killed
         cleanup.callback(remove_state)
+        model = _absolute(options.model)
         server = None
         url = options.redis_url
         if url is None:
@@ -84,7 +86,7 @@ def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
             server.start()
             url = server.url
         redis = RedisSettings(url=url, namespace=options.namespace)
-        service = start_service(_service_options(options, redis), signals.check)
+        service = start_service(_service_options(replace(options, model=model), redis), signals.check)
         cleanup.callback(service.stop, drain_timeout_s=options.drain_timeout_s)
         state = _state(options, redis, server, service)
         write_state(state)
@@ -123,7 +125,7 @@ def _service_options(options: UpOptions, redis: RedisSettings) -> ServiceOptions
     is_local_cpu = options.device == "cpu" and options.ray_address is None
     replica = ReplicaConfig(
         redis=redis,
-        model=_absolute(options.model),
+        model=options.model,
         slots=options.slots,
         device=options.device,
         dtype=options.dtype,
@@ -136,10 +138,19 @@ def _service_options(options: UpOptions, redis: RedisSettings) -> ServiceOptions
 
 
 def _absolute(model: str) -> str:
-    """The model as actors can find it, whose working directory is another."""
-    if model.startswith(_RANDOM):
-        return _RANDOM + str(Path(model.removeprefix(_RANDOM)).absolute())
-    return model if model == "demo" else str(Path(model).absolute())
+    """The model as actors can find it, whose working directory is another.
+
+    Raises:
+        ConfigError: It is not there, which is told here before anything is started.
+    """
+    if model == _DEMO:
+        return model
+    prefix = _RANDOM if model.startswith(_RANDOM) else ""
+    # What may follow a config's path, as in ``random:CONFIG,seed=1``, is the workers' business.
+    path, comma, rest = model.removeprefix(prefix).partition(",") if prefix else (model, "", "")
+    if not Path(path).exists():
+        raise ConfigError(f"model {model}: no such {'file' if prefix else 'folder'}")
+    return f"{prefix}{Path(path).absolute()}{comma}{rest}"
 
 
 def _state(
