@@ -21,7 +21,7 @@ class ReplicaConfig:
         model: Folder of a checkpoint, ``demo`` for the one in the package, or ``random:CONFIG`` for random
             weights in the shape of a ``config.json``.
         device: Where the model runs, in torch's words.
-        dtype: Type of the weights and of the arithmetic; None is the checkpoint's own.
+        dtype: Type of the weights and of the arithmetic; None is float32 on a CPU, else the checkpoint's own.
         slots: Jobs at once.
         lease_ms: How long the replica may be silent before its jobs go to others.
         max_context: Tokens of prompt and result together; None is the model's own limit.

@@ -93,7 +93,7 @@ def load_model(config: ReplicaConfig) -> LoadedModel:
         logger.info("model %s", config.model)
         tokenizer = checkpoint.load_tokenizer()
         return LoadedModel(
-            thinker=checkpoint.load_thinker(device=_device(config), dtype=_dtype(config.dtype)),
+            thinker=checkpoint.load_thinker(device=_device(config), dtype=_dtype(config)),
             text=ModelText(tokenizer),
             num_ids=tokenizer.num_ids,
             defaults=checkpoint.load_generation(tokenizer),
@@ -114,10 +114,11 @@ def _device(config: ReplicaConfig) -> torch.device:
     return device
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    dtype = getattr(torch, name, None)
+def _dtype(config: ReplicaConfig) -> torch.dtype | None:
+    if config.dtype is None:
+        # Most CPUs have no fast bfloat16, and all have float32.
+        return torch.float32 if torch.device(config.device).type == "cpu" else None
+    dtype = getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype: got {name!r}, allowed: bfloat16, float16 or float32")
+        raise ConfigError(f"dtype: got {config.dtype!r}, allowed: bfloat16, float16 or float32")
     return dtype
