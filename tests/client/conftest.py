@@ -48,6 +48,7 @@ class Worker:
         settings = RedisSettings(url)
         self._keys, self._connection = settings.keys, Connection(settings)
         self.session = SessionId(f"test.{next(self._names)}")
+        self.requests: list[Request] = []
         self._slots = slots
         self._running: dict[JobRef, _Running] = {}
         self._stopping = threading.Event()
@@ -100,6 +101,7 @@ class Worker:
     def _claim(self) -> None:
         for claimed in self._connection.run(functions.claim(self._keys, 0, self.session, self._slots)):
             request = wire.decode_request(claimed.payload)
+            self.requests.append(request)
             done = tokens_of(request)[: claimed.n]
             crc = wire.chain_crc(wire.initial_crc(claimed.ref.job_id), done)
             length = claimed.n // claimed.grain + claimed.mk

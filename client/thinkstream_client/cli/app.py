@@ -58,7 +58,7 @@ def run(args: Sequence[str] | None = None) -> NoReturn:
         args: The arguments; those of the process where None.
     """
     try:
-        code = build_app()(args, standalone_mode=False)
+        code = build_app()(args, prog_name="thinkstream", standalone_mode=False)
         sys.stdout.flush()
     except ThinkstreamError as error:
         print_error(error)

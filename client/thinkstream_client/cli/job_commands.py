@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from thinkstream_client.client import Client
+from thinkstream_client.compose import new_job_id
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.functions import JobInfo
 from thinkstream_client.job import Job
@@ -66,18 +67,23 @@ def submit(
     """
     text = _stdin(is_raw=raw) if prompt == "-" else prompt
     chat = [*([("system", system)] if system else []), ("user", text)]
+    job_id = new_job_id() if id is None else id
     with closing(Client(url, namespace=namespace)) as client:
-        job = client.submit(
-            prompt=text if raw else None,
-            messages=None if raw else chat,
-            id=id,
-            tenant=tenant,
-            priority=priority,
-            deadline_s=deadline_s,
-            tags=tag or (),
-            stream=not as_json,
-            **options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed),
-        )
+        try:
+            job = client.submit(
+                prompt=text if raw else None,
+                messages=None if raw else chat,
+                id=job_id,
+                tenant=tenant,
+                priority=priority,
+                deadline_s=deadline_s,
+                tags=tag or (),
+                stream=not as_json,
+                **options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed),
+            )
+        except KeyboardInterrupt:
+            print_note(f"interrupted; if the job was taken, it runs on: {_how_to_attach(job_id, tenant)}")
+            raise
         if detach:
             print_json({"id": job.id, "tenant": job.tenant}) if as_json else print(job.id)
             return
@@ -196,8 +202,12 @@ def _follow(client: Client, job: Job, *, as_json: bool, from_index: int = 0, is_
         else:
             print_note(describe(print_stream(job.stream(from_index))))
     except KeyboardInterrupt:
-        print_note(f"detached; the job runs on: thinkstream attach {job.id} --tenant {job.tenant}")
+        print_note(f"detached; the job runs on: {_how_to_attach(job.id, job.tenant)}")
         raise
+
+
+def _how_to_attach(job_id: str, tenant: str) -> str:
+    return f"thinkstream attach {job_id}" + ("" if tenant == "default" else f" --tenant {tenant}")
 
 
 def _print_result(job: Job) -> None:

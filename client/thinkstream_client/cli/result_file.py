@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,8 +16,8 @@ _BEGIN = b'{"id": "batch_req_'  # of every result line
 class ResultFile:
     """A result file, open for one run alone.
 
-    A line that a crash left torn is cut off; a last line that never was a result is left as it is, for then
-    this is another file than the one that was meant.
+    A line that a crash left torn is cut off. A file that never held results is left as it is: another one
+    was meant.
 
     Args:
         path: Where it is; made if missing.
@@ -31,12 +32,13 @@ class ResultFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file = path.open("a+b")
+            is_kept = path.is_file() or not path.exists()  # a pipe or a device has nothing to find again
+            self._file = path.open("a+b" if is_kept else "ab")
         except OSError as error:
             raise self._refusal(error) from error
         try:
             self._lock()
-            self.answered = self._repair()
+            self.answered: set[str] = self._repair() if is_kept else set()
         except BaseException:
             self._file.close()
             raise
@@ -47,7 +49,8 @@ class ResultFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what could not be written, `append` has told
+            self._file.close()
 
     def append(self, line: str) -> None:
         """Appends a line and hands it to the system.

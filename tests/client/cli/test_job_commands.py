@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from thinkstream_client import Client, JobStatus, Message, functions
+from thinkstream_client.connection import Connection
+from thinkstream_client.records import JobRef
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Worker
+
+    from .conftest import Command, Process
+
+    Start = Callable[..., Process]
+    Until = Callable[[Callable[[], object]], None]
+
+NO_JOB = "4f0c21d7a9be5e6f01c3a2d4"
+
+
+def test_submit_prints_the_text_alone(command: Command, worker: Worker) -> None:
+    worker.start()
+    ended = command("submit", "Hello", "-s", "Be brief.", "-n", 4)
+    assert (ended.code, ended.out) == (0, "0 1 2 3 !\n")
+    assert ended.err.startswith("length: 3 + 4 tokens") and ended.err.count("\n") == 1
+    assert worker.requests[0].messages == (Message("system", "Be brief."), Message("user", "Hello"))
+
+
+def test_submit_takes_every_sampling_option(command: Command, worker: Worker) -> None:
+    worker.start()
+    options = ("--temperature", 0, "--top-p", 0.5, "--top-k", 4, "--stop", "a", "--stop", "b", "--seed", 7)
+    assert command("submit", "Hello", "-n", 2, *options).code == 0
+    sampling = worker.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 0.5, 4)
+    assert (sampling.stop, sampling.seed, sampling.max_tokens) == (("a", "b"), 7, 2)
+
+
+def test_prompt_from_stdin(command: Command, worker: Worker) -> None:
+    worker.start()
+    assert command("submit", "-", stdin="Привет\n\n").code == 0
+    assert command("submit", "-", "--raw", stdin="Hi\n").out.startswith("3 4 ")
+    assert worker.requests[0].messages == (Message("user", "Привет\n"),)
+    assert worker.requests[1].prompt == "Hi\n"
+    assert "UTF-8" in command("submit", "-", stdin=b"ab\xffcd").refused(2)
+
+
+def test_submit_json(command: Command, worker: Worker) -> None:
+    worker.start()
+    told = command("submit", "abc", "--raw", "-n", 2, "--json", "--id", "one", "-t", "me").json
+    assert (told["id"], told["tenant"], told["text"], told["token_ids"]) == ("one", "me", "3 4 !", [3, 4])
+    assert (told["finish_reason"], told["error"]) == ("length", None)
+    assert told["usage"]["completion_tokens"] == 2 and "decode_ms" in told["timings"]
+
+
+def test_detach_then_attach_from_the_middle(command: Command, worker: Worker) -> None:
+    job_id = command("submit", "Hello", "--detach").out.strip()
+    assert command("submit", "Hello", "-d", "--json", "--id", "b").json == {"id": "b", "tenant": "default"}
+    worker.start()
+    assert command("attach", job_id).out == "0 1 2 3 4 5 6 7 !\n"
+    assert command("attach", job_id, "--from", 6).out == "6 7 !\n"
+    assert command("attach", job_id, "--from", 8, "--json").json["text"] == "0 1 2 3 4 5 6 7 !"
+
+
+def test_failed_job(command: Command, worker: Worker) -> None:
+    worker.start()
+    line = command("submit", "too long", "--raw").refused(2)
+    assert line == "thinkstream: the prompt has 9 tokens, the limit is 4\n"
+    ended = command("submit", "too long", "--raw", "--json")
+    assert (ended.code, ended.json["finish_reason"], ended.json["text"]) == (2, "failed", "")
+    assert ended.json["error"] == {
+        "code": "PromptTooLong",
+        "message": line.removeprefix("thinkstream: ")[:-1],
+    }
+
+
+def test_cancel(command: Command, worker: Worker, client: Client) -> None:
+    job = client.submit("Hello")
+    assert command("cancel", job.id).out == "cancelled\n"
+    assert command("cancel", job.id, "--json").json == {"id": job.id, "status": "cancelled"}
+    assert command("attach", job.id).refused(3) == f"thinkstream: job {job.id}: was cancelled\n"
+    worker.start()
+    done = client.submit("Hello")
+    done.result()
+    assert command("cancel", done.id).out == "done\n"
+
+
+@pytest.mark.parametrize("name", ["attach", "cancel", "inspect"])
+def test_unknown_job(command: Command, name: str) -> None:
+    assert command(name, NO_JOB).refused(3) == f"thinkstream: job {NO_JOB}: not found\n"
+    assert "A-Z a-z 0-9" in command(name, "a b").refused(2)
+
+
+def test_inspect(command: Command, worker: Worker, client: Client, until: Until) -> None:
+    worker.start(allowed=2)
+    client.submit("Hello", id="seen", tags=["x", "y"], priority="high")
+    until(lambda: client.job("seen").status() is JobStatus.RUNNING)
+    note = json.dumps({"temperature": 0.6, "top_k": 20, "seed": 5, "stop": [], "logprobs": None})
+    owner = Connection(client.settings)
+    call = functions.note(client.settings.keys, 0, worker.session, "nonce", JobRef("default", "seen"), note)
+    owner.run(call)
+    owner.close()
+    told = command("inspect", "seen", "--json").json
+    assert (told["status"], told["priority"], told["tags"]) == ("running", "high", ["x", "y"])
+    assert (told["owner"], told["sampling"]["top_k"]) == (worker.session, 20)
+    assert (told["claims"], told["attempts"], told["error"]) == (1, 0, None)
+    worker.allow(None)
+    client.job("seen").result()
+    shown = command("inspect", "seen").out
+    assert "temperature 0.6, top_k 20, seed 5\n" in shown.replace(" \n", "\n")
+    rows = {line[:12].strip(): line[12:].strip() for line in shown.splitlines()}
+    assert (rows["status"], rows["reason"], rows["tokens"]) == ("done", "length", "8")
+    assert rows["waited"].endswith("s") and rows["ran"].endswith("s") and rows["result kept"] == "1 h 0 min"
+    assert "logprobs" not in shown and "deadline" not in rows
+
+
+def test_jobs(command: Command, client: Client) -> None:
+    assert command("jobs").err == "tenant default has no jobs\n"
+    for name in ("a", "b" * 90):
+        client.submit("Hello", id=name, tags=["night"])
+    client.submit("Hello", id="c")
+    assert command("jobs", "--json").json[0]["id"] == "c"
+    assert {job["id"] for job in command("jobs", "--tag", "night", "--json").json} == {"a", "b" * 90}
+    shown = command("jobs", "--tag", "night").out.splitlines()
+    assert len(shown) == 3, "a pipe gets whole lines"
+    assert any("b" * 90 in line and "queued" in line and "night" in line for line in shown)
+    assert "no jobs with the tag none" in command("jobs", "--tag", "none").err
+    assert len(command("jobs", "--limit", 2, "--json").json) == 2
+
+
+def test_no_word_of_replicas_where_none_is_needed(command: Command, client: Client, worker: Worker) -> None:
+    client.submit("Hello", id="one").cancel()
+    assert "no replica" not in command("attach", "one").err
+    worker.start()
+    assert "no replica" not in command("submit", "Hello").err
+
+
+def test_ctrl_c_on_submit_detaches(start: Start, client: Client, worker: Worker, command: Command) -> None:
+    worker.start(allowed=3)
+    process = start("submit", "Hello", "--id", "kept")
+    assert process.read(6) == "0 1 2 "
+    process.interrupt()
+    ended = process.end()
+    assert (ended.code, ended.out) == (130, "\n")
+    assert ended.err == "detached; the job runs on: thinkstream attach kept\n"
+    assert client.job("kept").status() is JobStatus.RUNNING
+    worker.allow(None)
+    assert command("attach", "kept", "--from", 3).out == "3 4 5 6 7 !\n"
+
+
+def test_ctrl_c_in_the_queue_detaches(start: Start, client: Client) -> None:
+    process = start("submit", "Hello", "--json", "-t", "me")
+    assert process.read_note() == "no replica is alive: the job waits in the queue\n"
+    process.interrupt()
+    (job,) = client.jobs(tenant="me")
+    ended = process.end()
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.endswith(f"detached; the job runs on: thinkstream attach {job.ref.job_id} --tenant me\n")
+
+
+def test_reader_that_has_gone(start: Start, worker: Worker) -> None:
+    worker.start(allowed=1)
+    process = start("submit", "Hello", "-n", 50)
+    process.read(2)
+    process.close_output()
+    worker.allow(None)
+    ended = process.end()
+    assert (ended.code, ended.err) == (1, "")
