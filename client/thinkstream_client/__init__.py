@@ -15,9 +15,10 @@ from __future__ import annotations
 from .aio import AsyncClient
 from .aio_job import AsyncJob, AsyncTokenStream
 from .batch import AsyncBatchJob, BatchJob
-from .batch_core import BatchProgress
 from .client import Client
-from .compose import BatchItem
+from .core.batch_core import BatchProgress
+from .core.compose import BatchItem
+from .core.results import BatchResult, JobResult
 from .errors import (
     ConfigError,
     Conflict,
@@ -39,9 +40,9 @@ from .errors import (
     ThinkstreamError,
     WeightsError,
 )
-from .functions import JobInfo, JobSummary
+from .files.jsonl import read_lines, result_line
 from .job import Job, TokenStream
-from .jsonl import read_lines, result_line
+from .protocol.functions import JobInfo, JobSummary
 from .records import (
     Finish,
     FinishReason,
@@ -54,7 +55,6 @@ from .records import (
     TokenLogprobs,
     Usage,
 )
-from .results import BatchResult, JobResult
 from .settings import RedisSettings
 
 __all__ = [

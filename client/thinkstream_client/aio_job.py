@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-from .connection import AsyncConnection
-from .core import ClientCore
-from .effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep
+from .core.client_core import ClientCore
+from .core.effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep
+from .core.follow import Submission
+from .core.read_pool import ReadPool
+from .core.result_stream import ResultStream
+from .core.results import JobResult
 from .errors import ThinkstreamError
-from .follow import Submission
-from .functions import JobInfo
-from .read_pool import ReadPool
+from .protocol.connection import AsyncConnection
+from .protocol.functions import JobInfo
 from .records import Finish, JobRef, JobStatus, TokenChunk
-from .result_stream import ResultStream
-from .results import JobResult
 from .settings import RedisSettings
 
 T = TypeVar("T")

@@ -7,11 +7,11 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
-from .batch_core import BLOCK_MS, BatchCore, BatchProgress
-from .core import ClientCore
-from .effects import AsyncRun, Run
-from .follow import Event, Follower
-from .results import BatchResult
+from .core.batch_core import BLOCK_MS, BatchCore, BatchProgress
+from .core.client_core import ClientCore
+from .core.effects import AsyncRun, Run
+from .core.follow import Event, Follower
+from .core.results import BatchResult
 
 if TYPE_CHECKING:
     import asyncio

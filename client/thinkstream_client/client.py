@@ -7,13 +7,21 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from .batch import BatchJob
-from .batch_core import BatchOptions
-from .compose import BatchItem, Chat, SamplingFields, batch_items, bulk_requests, compose_request, new_job_id
-from .core import ClientCore, job_ref, submission_of
+from .core.batch_core import BatchOptions
+from .core.client_core import ClientCore, job_ref, submission_of
+from .core.compose import (
+    BatchItem,
+    Chat,
+    SamplingFields,
+    batch_items,
+    bulk_requests,
+    compose_request,
+    new_job_id,
+)
+from .core.follow import PATIENCE_S
 from .discovery import find_service
-from .follow import PATIENCE_S
-from .functions import JobSummary, SessionInfo
 from .job import Job, Runner
+from .protocol.functions import JobSummary, SessionInfo
 from .records import Request, SamplingParams
 from .settings import RedisSettings
 

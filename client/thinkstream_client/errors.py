@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from .results import JobResult
+    from .core.results import JobResult
 
 
 class ThinkstreamError(Exception):

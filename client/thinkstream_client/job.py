@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from .connection import Connection
-from .core import ClientCore
-from .effects import Effect, Operation, Pipeline, Read, Run, Sleep
+from .core.client_core import ClientCore
+from .core.effects import Effect, Operation, Pipeline, Read, Run, Sleep
+from .core.follow import Submission
+from .core.result_stream import ResultStream
+from .core.results import JobResult
 from .errors import ThinkstreamError
-from .follow import Submission
-from .functions import JobInfo
+from .protocol.connection import Connection
+from .protocol.functions import JobInfo
 from .records import Finish, JobRef, JobStatus, TokenChunk
-from .result_stream import ResultStream
-from .results import JobResult
 from .settings import RedisSettings
 
 T = TypeVar("T")

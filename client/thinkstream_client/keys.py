@@ -1,7 +1,7 @@
 """The name of every key; nothing else builds one.
 
 All keys of a job carry the hash tag of its partition, so that one function call may touch them together
-in a Redis Cluster. Whose each key is and what it holds stands in the table of the README.
+in a Redis Cluster.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def up(
     slots: Annotated[int, typer.Option(min=1, help="Jobs at once of one replica.")] = 32,
     device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; default: the checkpoint's, on a CPU float32.")
+        str | None,
+        typer.Option(help="float32, bfloat16, float16; default: float32 on a CPU, else the checkpoint's."),
     ] = None,
     max_context: Annotated[
         int | None, typer.Option(min=2, help="Tokens of prompt and result; default: the model's limit.")

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thinkstream_client import functions
-from thinkstream_client.connection import Connection
-from thinkstream_client.server_check import server_check
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.server_check import server_check
 from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from thinkstream_client.errors import ServiceUnavailable
-from thinkstream_client.functions import Claimed
+from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.records import SessionId
 
 from .config import SchedulerConfig

@@ -20,7 +20,7 @@ import ray
 import ray.exceptions
 
 from thinkstream_client.errors import ConfigError, ServiceUnavailable, ThinkstreamError, WeightsError
-from thinkstream_client.functions import Claimed
+from thinkstream_client.protocol.functions import Claimed
 from thinkstream_workers.actor import ReplicaActor
 from thinkstream_workers.config import ReplicaConfig
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from thinkstream_client import functions
-from thinkstream_client.call import Call
-from thinkstream_client.connection import Connection
 from thinkstream_client.errors import Fenced, ThinkstreamError
-from thinkstream_client.functions import Claimed, SessionInfo, Swept
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import Claimed, SessionInfo, Swept
 from thinkstream_client.records import SessionId
 from thinkstream_client.settings import RedisSettings
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from thinkstream_client import functions, wire
-from thinkstream_client.connection import Connection
 from thinkstream_client.errors import Fenced
+from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.records import Finish, FinishReason, JobFailure, JobRef, Request, SessionId, Usage
 from thinkstream_client.settings import RedisSettings
 

@@ -16,8 +16,8 @@ from thinkstream_client import (
     SamplingParams,
     read_lines,
 )
-from thinkstream_client.connection import Connection
-from thinkstream_client.functions import tenant_set
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import tenant_set
 
 if TYPE_CHECKING:
     from .conftest import Worker

@@ -25,8 +25,8 @@ from thinkstream_client import (
     SamplingParams,
     ServiceUnavailable,
 )
-from thinkstream_client.connection import Connection
-from thinkstream_client.functions import sweep, tenant_set
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import sweep, tenant_set
 from thinkstream_client.records import JobRef
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def test_lost_connection_changes_nothing(
 def test_vanished_job_is_submitted_again_by_who_holds_it(
     client: Client, worker: Worker, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thinkstream_client.follow.STATUS_EVERY_S", 0.2)
+    monkeypatch.setattr("thinkstream_client.core.follow.STATUS_EVERY_S", 0.2)
     job = client.submit("Hello")
     raw.flushdb()
     worker.start()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import pytest
 
 from thinkstream_client.client import Client
+from thinkstream_client.core.results import JobResult
 from thinkstream_client.job import Job
 from thinkstream_client.records import FinishReason, JobStatus, Request, SamplingParams
-from thinkstream_client.results import JobResult
 from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler import processes
 from thinkstream_scheduler.embedded import EmbeddedServer

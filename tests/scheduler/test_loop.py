@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from thinkstream_client import functions, wire
-from thinkstream_client.connection import Connection
-from thinkstream_client.functions import Claimed, FinishRow
 from thinkstream_client.keys import Keys
+from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import Claimed, FinishRow
 from thinkstream_client.records import Finish, FinishReason, JobRef, JobStatus, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler.config import SchedulerConfig

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from thinkstream_client import functions
-from thinkstream_client.connection import Connection
-from thinkstream_client.functions import Claimed, JobInfo
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import Claimed, JobInfo
+from thinkstream_client.protocol.wire import Entry, RawEntry, Terminal
 from thinkstream_client.records import Finish, JobRef, Request, SamplingParams, SessionId
 from thinkstream_client.settings import RedisSettings
-from thinkstream_client.wire import Entry, RawEntry, Terminal
 from thinkstream_workers.config import ReplicaConfig
 
 

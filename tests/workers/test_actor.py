@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError
 
-from thinkstream_client import functions
+from thinkstream_client.protocol import functions
 from thinkstream_workers.actor import ReplicaActor
 
 if TYPE_CHECKING:

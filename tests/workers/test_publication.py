@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from thinkstream_client.errors import RecordInvalid
-from thinkstream_client.records import Finish, FinishReason, JobRef, SessionId, Timings, TokenLogprobs
-from thinkstream_client.wire import (
+from thinkstream_client.protocol.wire import (
     Entry,
     Marker,
     Terminal,
@@ -17,6 +16,7 @@ from thinkstream_client.wire import (
     decode_terminal,
     initial_crc,
 )
+from thinkstream_client.records import Finish, FinishReason, JobRef, SessionId, Timings, TokenLogprobs
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.orders import JobKey, TokenOut
 from thinkstream_workers.publication import End, Publication, Repair

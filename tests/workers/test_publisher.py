@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pytest
 import redis
 
-from thinkstream_client import functions
-from thinkstream_client.call import Call
 from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.wire import Entry, Marker
 from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStatus
-from thinkstream_client.wire import Entry, Marker
 from thinkstream_workers.job_table import JobTable
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.mailboxes import Inbox, Outbox

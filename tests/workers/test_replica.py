@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from thinkstream_client import functions
-from thinkstream_client.call import Call
-from thinkstream_client.connection import Connection
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.wire import Marker
 from thinkstream_client.records import (
     FinishReason,
     JobRef,
@@ -24,7 +25,6 @@ from thinkstream_client.records import (
     SamplingParams,
     SessionId,
 )
-from thinkstream_client.wire import Marker
 from thinkstream_workers.batcher import Batcher
 from thinkstream_workers.replica import Replica
 from thinkstream_workers.session import Session

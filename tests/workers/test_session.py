@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from thinkstream_client import functions
-from thinkstream_client.connection import Connection
 from thinkstream_client.errors import Fenced
-from thinkstream_client.functions import StepReply, StepRow
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import StepReply, StepRow
+from thinkstream_client.protocol.wire import chain_crc, encode_entry, initial_crc
 from thinkstream_client.records import JobRef, Request
-from thinkstream_client.wire import chain_crc, encode_entry, initial_crc
 from thinkstream_workers.orders import JobKey
 from thinkstream_workers.session import Session
 

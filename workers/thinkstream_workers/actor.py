@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from thinkstream_client.functions import Claimed
+from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.records import SessionId
 
 from .config import ReplicaConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from thinkstream_client.functions import FinishRow
+from thinkstream_client.protocol.functions import FinishRow
 from thinkstream_client.records import JobFailure
 
 from .publication import Publication

@@ -22,9 +22,9 @@ from thinkstream_client.errors import (
     ServiceError,
     ThinkstreamError,
 )
-from thinkstream_client.functions import Claimed
+from thinkstream_client.protocol.functions import Claimed
+from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import FinishReason, JobFailure, Request
-from thinkstream_client.wire_request import decode_request
 from thinkstream_model.generation import GenerationDefaults
 
 from .job_table import JobTable

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from thinkstream_client.errors import RecordInvalid
+from thinkstream_client.protocol.wire import Entry, chain_crc, encode_entry, encode_terminal, initial_crc
 from thinkstream_client.records import Finish, FinishReason, Timings, TokenLogprobs, Usage
-from thinkstream_client.wire import Entry, chain_crc, encode_entry, encode_terminal, initial_crc
 
 from .job_times import JobTimes
 from .orders import JobKey, TokenOut

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from thinkstream_client.errors import Fenced, QueueFull, RecordInvalid, ServiceError, ServiceUnavailable
-from thinkstream_client.functions import StepReply, StepRow
+from thinkstream_client.protocol.functions import StepReply, StepRow
 from thinkstream_client.records import FinishReason, JobFailure
 
 from .endings import finish_row, is_final, log_end

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from thinkstream_client import functions
-from thinkstream_client.connection import Connection
 from thinkstream_client.errors import Fenced, ServiceError, ServiceUnavailable
-from thinkstream_client.functions import Claimed
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.records import JobRef, SessionId
 
 from .batch import EngineLoad

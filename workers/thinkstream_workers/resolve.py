@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from thinkstream_client.errors import InvalidRequest, PromptTooLong
+from thinkstream_client.protocol.wire import default_seed
 from thinkstream_client.records import SamplingParams
-from thinkstream_client.wire import default_seed
 from thinkstream_model.generation import GenerationDefaults
 
 from .sampling import ResolvedSampling

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from thinkstream_client.errors import RecordInvalid
-from thinkstream_client.wire import Broken, Entry, Marker, RawEntry, Terminal
+from thinkstream_client.protocol.wire import Broken, Entry, Marker, RawEntry, Terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from thinkstream_client import functions
-from thinkstream_client.call import Call
-from thinkstream_client.functions import FinishRow, JobInfo, StepReply, StepRow
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.functions import FinishRow, JobInfo, StepReply, StepRow
 from thinkstream_client.records import JobFailure, JobRef, SessionId
 
 from .config import ReplicaConfig

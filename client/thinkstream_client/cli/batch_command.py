@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.text import Text
 
 from thinkstream_client.client import Client
-from thinkstream_client.compose import BatchItem
+from thinkstream_client.core.compose import BatchItem
 from thinkstream_client.errors import ConfigError
-from thinkstream_client.jsonl import read_lines, result_line
+from thinkstream_client.files.jsonl import read_lines, result_line
 
 from . import options
 from .batch_run import BatchRun

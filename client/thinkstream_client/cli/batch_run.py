@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from thinkstream_client.batch import BatchJob
-from thinkstream_client.compose import BatchItem
+from thinkstream_client.core.compose import BatchItem
+from thinkstream_client.core.results import BatchResult
 from thinkstream_client.errors import ResultExpired
-from thinkstream_client.results import BatchResult
 
 
 class Start(Protocol):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from thinkstream_client.client import Client
-from thinkstream_client.compose import SamplingFields
+from thinkstream_client.core.compose import SamplingFields
 from thinkstream_client.errors import ThinkstreamError
 from thinkstream_client.job import Job
 

@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 
 from thinkstream_client.client import Client
-from thinkstream_client.compose import new_job_id
+from thinkstream_client.core.compose import new_job_id
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
-from thinkstream_client.functions import JobInfo
 from thinkstream_client.job import Job
+from thinkstream_client.protocol.functions import JobInfo
 from thinkstream_client.records import PRIORITIES, JobRef
 
 from . import options

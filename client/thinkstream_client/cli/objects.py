@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
+from thinkstream_client.core.results import JobResult
 from thinkstream_client.errors import ThinkstreamError
-from thinkstream_client.functions import Backlog, JobInfo, JobSummary, SessionInfo, TenantInfo
+from thinkstream_client.protocol.functions import Backlog, JobInfo, JobSummary, SessionInfo, TenantInfo
 from thinkstream_client.records import PRIORITIES, JobRef
-from thinkstream_client.results import JobResult
 
 
 def result_object(ref: JobRef, result: JobResult, error: ThinkstreamError | None = None) -> dict[str, Any]:

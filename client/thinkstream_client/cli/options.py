@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from thinkstream_client.compose import SamplingFields
+from thinkstream_client.core.compose import SamplingFields
 
 Url = Annotated[
     str | None,

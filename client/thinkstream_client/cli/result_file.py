@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from thinkstream_client.errors import ConfigError
-from thinkstream_client.jsonl import answered_ids
+from thinkstream_client.files.jsonl import answered_ids
 
 _BEGIN = b'{"id": "batch_req_'  # of every result line
 

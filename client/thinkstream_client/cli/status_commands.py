@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from thinkstream_client import functions
-from thinkstream_client.connection import Connection
 from thinkstream_client.discovery import find_service
-from thinkstream_client.functions import SessionInfo, TenantInfo
 from thinkstream_client.keys import Keys
-from thinkstream_client.server_check import server_check
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import SessionInfo, TenantInfo
+from thinkstream_client.protocol.server_check import server_check
 
 from . import options
 from .objects import queues_object, replica_object, tenant_object

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from thinkstream_client import Client, JobStatus, Message
-from thinkstream_client.connection import Connection
-from thinkstream_client.functions import tenant_set
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import tenant_set
 
 if TYPE_CHECKING:
     from tests.client.conftest import Worker

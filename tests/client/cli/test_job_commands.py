@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from thinkstream_client import Client, JobStatus, Message, functions
-from thinkstream_client.connection import Connection
+from thinkstream_client import Client, JobStatus, Message
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.records import JobRef
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What a client does, written once: operations that yield commands, and open no socket."""

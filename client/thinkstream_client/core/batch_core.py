@@ -1,0 +1,265 @@
+"""Thousands of jobs on a few connections: the part of a batch that both clients share.
+
+The batch takes items as there is room, submits them many per round trip, lets several followers read their
+results, and hands these out in the order of their ends. It opens no socket and starts no thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from thinkstream_client.errors import InvalidRequest, JobCancelled, QueueFull, StreamForked, ThinkstreamError
+from thinkstream_client.keys import Keys, check_name
+from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.records import Finish, JobRef, Request, TokenChunk
+
+from .compose import BatchItem, deadline_ms, priority_number
+from .effects import Operation, ask_many
+from .follow import MAX_STREAMS, Event, Follower, Submission
+from .result_reader import News
+from .results import BatchResult, ResultBuilder, error_of
+
+BLOCK_MS = 250
+"""How long a follower waits for an entry before it looks for new jobs to follow."""
+
+_PER_PIPELINE = 128
+_MAX_REWINDS = 3
+_IDLE_S = 0.5
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """How the jobs of a batch are submitted.
+
+    Args:
+        batch_id: First part of every job's id. The same batch under the same id finds its jobs again.
+        tenant: Whose jobs they are.
+        priority: Their class.
+        deadline_s: Time each job has from its submission.
+        max_in_flight: Jobs in the queue or at work at one time.
+
+    Raises:
+        InvalidRequest: A value outside its range.
+    """
+
+    batch_id: str
+    tenant: str = "default"
+    priority: str = "normal"
+    deadline_s: float | None = None
+    max_in_flight: int = 1024
+
+    def __post_init__(self) -> None:
+        if not _SAFE_ID.fullmatch(self.batch_id):
+            raise InvalidRequest("batch_id", self.batch_id, "1 to 63 of A-Z a-z 0-9 . _ -")
+        check_name("tenant", self.tenant)
+        priority_number(self.priority)
+        deadline_ms(self.deadline_s)
+        if self.max_in_flight < 1:
+            raise InvalidRequest("max_in_flight", self.max_in_flight, "at least 1")
+
+    def job_id(self, custom_id: str) -> str:
+        """Returns the id of an item's job: the same one each time."""
+        if not _SAFE_ID.fullmatch(custom_id):
+            custom_id = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+        return f"{self.batch_id}.{custom_id}"
+
+    def submission(self, ref: JobRef, request: Request) -> Submission:
+        """Returns a job of this batch, its deadline counted from now."""
+        left_ms = deadline_ms(self.deadline_s)
+        return Submission(
+            ref=ref,
+            request=request,
+            priority=priority_number(self.priority),
+            deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchProgress:
+    """How far a batch is.
+
+    Attributes:
+        submitted: Jobs given to the queue.
+        started: Those of them that a replica has taken up.
+        done: Those that ended well.
+        failed: Items without a result, for whatever reason.
+        tokens: Tokens that came.
+    """
+
+    submitted: int = 0
+    started: int = 0
+    done: int = 0
+    failed: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Live:
+    item: BatchItem
+    submission: Submission
+    follower: Follower
+    builder: ResultBuilder
+    has_started: bool = False
+    num_rewinds: int = 0
+
+
+class BatchCore:
+    """The state of one batch.
+
+    Args:
+        items: What to do; taken only as there is room.
+        options: How.
+        keys: Names of the keys.
+        patience_s: How long a lost connection is tried again.
+    """
+
+    def __init__(
+        self, items: Iterator[BatchItem], options: BatchOptions, keys: Keys, *, patience_s: float
+    ) -> None:
+        self.followers: list[Follower] = []
+        self.progress = BatchProgress()
+        self.options = options
+        self._items, self._keys, self._patience_s = items, keys, patience_s
+        self._pending: deque[tuple[BatchItem, Submission]] = deque()  # taken, not yet submitted
+        self._live: dict[JobRef, _Live] = {}
+        self._results: deque[BatchResult] = deque()
+        self._full_until_s = 0.0
+        self._is_exhausted = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every item has been answered and its result handed out."""
+        return self._is_exhausted and not (self._pending or self._live or self._results)
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait for events before ``submit_some`` is worth another call."""
+        if self._results:
+            return 0.0
+        if len(self._live) >= self.options.max_in_flight or (self._is_exhausted and not self._pending):
+            return _IDLE_S
+        return min(_IDLE_S, max(0.0, self._full_until_s - time.monotonic()))
+
+    def submit_some(self) -> Operation[None]:
+        """Submits as many items as one round trip and the room in flight allow.
+
+        Raises:
+            ServiceUnavailable: The connection has been lost for too long.
+        """
+        if time.monotonic() < self._full_until_s:
+            return
+        self._take_items()
+        calls = self._calls()
+        if not calls:
+            return
+        replies = yield from ask_many(calls, self._patience_s)
+        asked, self._pending = self._pending, deque()
+        for (item, submission), reply in zip(asked, replies, strict=True):
+            if isinstance(reply, QueueFull):
+                self._pending.append((item, submission))
+                self._full_until_s = time.monotonic() + reply.retry_ms / 1000
+            elif isinstance(reply, ThinkstreamError):
+                self._fail(item, submission.ref.job_id, reply)
+            else:
+                self._follow(item, submission)
+
+    def cancel(self) -> Operation[None]:
+        """Takes no more items and cancels the jobs in flight. The results of all taken items still come."""
+        self._is_exhausted = True
+        for item, submission in self._pending:
+            self._fail(item, "", JobCancelled(submission.ref.job_id))
+        self._pending.clear()
+        refs = list(self._live)
+        for start in range(0, len(refs), _PER_PIPELINE):
+            calls = [functions.cancel(self._keys, ref) for ref in refs[start : start + _PER_PIPELINE]]
+            yield from ask_many(calls, self._patience_s)
+
+    def take(self, events: Iterable[Event]) -> Iterator[BatchResult]:
+        """Takes what followers have read and yields the results that are whole."""
+        for ref, what in events:
+            live = self._live.get(ref)
+            if live is not None:
+                self._take_event(ref, live, what)
+        while self._results:
+            yield self._results.popleft()
+
+    def _take_items(self) -> None:
+        in_flight = len(self._live) + len(self._pending)
+        room = min(self.options.max_in_flight - in_flight, _PER_PIPELINE - len(self._pending))
+        for _ in range(room):
+            item = None if self._is_exhausted else next(self._items, None)
+            if item is None:
+                self._is_exhausted = True
+                return
+            ref = JobRef(self.options.tenant, self.options.job_id(item.custom_id))
+            if item.request is None:
+                self._fail(item, "", item.error or InvalidRequest("request", None, "given"))
+            elif ref in self._live or any(ref == submission.ref for _, submission in self._pending):
+                self._fail(item, "", InvalidRequest("custom_id", item.custom_id, "an id of its own"))
+            else:
+                self._pending.append((item, self.options.submission(ref, item.request)))
+
+    def _calls(self) -> list[Call[functions.Submitted]]:
+        """Returns what submits the pending items; one that makes no record fails alone."""
+        calls: list[Call[functions.Submitted]] = []
+        pending, self._pending = self._pending, deque()
+        for item, submission in pending:
+            try:
+                calls.append(submission.call(self._keys))
+            except InvalidRequest as error:
+                self._fail(item, "", error)
+            else:
+                self._pending.append((item, submission))
+        return calls
+
+    def _follow(self, item: BatchItem, submission: Submission) -> None:
+        follower = next((one for one in self.followers if len(one) < MAX_STREAMS), None)
+        if follower is None:
+            follower = Follower(self._keys, patience_s=self._patience_s)
+            self.followers.append(follower)
+        follower.follow(submission.ref, submission=submission)
+        builder = ResultBuilder(submission.ref.job_id)
+        self._live[submission.ref] = _Live(item, submission, follower, builder)
+        self._count(submitted=1)
+
+    def _take_event(self, ref: JobRef, live: _Live, what: News | ThinkstreamError) -> None:
+        match what:
+            case TokenChunk():
+                live.builder.add(what)
+                self._count(tokens=len(what.token_ids))
+            case wire.Marker():
+                self._count(started=0 if live.has_started else 1)
+                live.has_started = True
+            case Finish():
+                self._end(ref, live, error_of(ref.job_id, what), what)
+            case StreamForked() if live.num_rewinds < _MAX_REWINDS:  # nobody has seen a token of it yet
+                self._count(tokens=-live.builder.num_tokens)
+                live.num_rewinds += 1
+                live.builder = ResultBuilder(ref.job_id)
+                live.follower.follow(ref, submission=live.submission)
+            case _:
+                self._end(ref, live, what, None)
+
+    def _end(self, ref: JobRef, live: _Live, error: ThinkstreamError | None, finish: Finish | None) -> None:
+        del self._live[ref]
+        result = live.builder.build(finish)
+        if error is None:
+            self._count(done=1)
+            self._results.append(BatchResult(item=live.item, job_id=ref.job_id, result=result))
+        else:
+            error.partial = result
+            self._fail(live.item, ref.job_id, error)
+
+    def _fail(self, item: BatchItem, job_id: str, error: ThinkstreamError) -> None:
+        self._count(failed=1)
+        self._results.append(BatchResult(item=item, job_id=job_id, error=error))
+
+    def _count(self, **more: int) -> None:
+        self.progress = replace(self.progress, **{k: getattr(self.progress, k) + n for k, n in more.items()})

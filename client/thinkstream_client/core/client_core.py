@@ -1,0 +1,262 @@
+"""Everything a client can do, written once as operations. Opens no socket; ``client`` and ``aio`` run it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from thinkstream_client.errors import (
+    ConfigError,
+    JobNotFound,
+    QueueFull,
+    ServiceUnavailable,
+    StreamForked,
+    ThinkstreamError,
+)
+from thinkstream_client.keys import Keys, check_name
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.server_check import ServerInfo, server_check
+from thinkstream_client.protocol.wire import Terminal
+from thinkstream_client.records import JobRef, JobStatus, Request, TokenChunk
+
+from .batch_core import BatchCore, BatchOptions
+from .compose import BatchItem, deadline_ms, new_job_id, priority_number
+from .effects import Operation, Pipeline, Sleep, ask, ask_many
+from .follow import PATIENCE_S, Follower, Submission
+from .result_stream import ResultStream
+from .results import JobResult
+
+T = TypeVar("T")
+
+_PER_PIPELINE = 128
+_READY_EVERY_MS = 200
+_FSYNC_MS = 2000
+_MAX_REWINDS = 3
+
+
+class ClientCore:
+    """The operations of one client.
+
+    Args:
+        keys: Names of the service's keys.
+        patience_s: How long a connection that was lost is tried again.
+    """
+
+    def __init__(self, keys: Keys, *, patience_s: float = PATIENCE_S) -> None:
+        self._keys, self._patience_s = keys, patience_s
+        self._server: ServerInfo | None = None
+
+    def connect(self) -> Operation[ServerInfo]:
+        """Checks, once, that server and namespace are ones we can work with.
+
+        Raises:
+            ConfigError: The server is too old or evicts keys, or the namespace speaks another protocol.
+            ServiceUnavailable: Nobody answers; the first connection is not tried again.
+        """
+        if self._server is None:
+            server: ServerInfo = yield server_check()
+            yield functions.meta_claim(self._keys)
+            self._server = server
+        return self._server
+
+    def submit(
+        self, submissions: Sequence[Submission], *, block: bool, timeout_s: float | None
+    ) -> Operation[None]:
+        """Submits jobs, in order and many per round trip. Submitting one twice changes nothing.
+
+        Args:
+            submissions: The jobs.
+            block: Whether to wait while the tenant's queue is full.
+            timeout_s: How long to wait for room.
+
+        Raises:
+            Conflict: An id is taken by another payload.
+            QueueFull: There is no room, or none came in time. Jobs before the refused one are in.
+        """
+        yield from self.connect()
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        pending = list(submissions)
+        while pending:
+            now, pending = pending[:_PER_PIPELINE], pending[_PER_PIPELINE:]
+            calls: list[Call[functions.Submitted]] = [one.call(self._keys) for one in now]
+            replies = yield from ask_many(calls, self._patience_s)
+            full: QueueFull | None = None
+            refused: list[Submission] = []
+            for one, reply in zip(now, replies, strict=True):
+                if isinstance(reply, QueueFull):
+                    full = reply
+                    refused.append(one)
+                elif isinstance(reply, ThinkstreamError):
+                    raise reply
+            if full is None:
+                continue
+            if not block or (end_s is not None and time.monotonic() + full.retry_ms / 1000 > end_s):
+                raise full
+            pending = refused + pending
+            yield Sleep(full.retry_ms)
+
+    def status(self, ref: JobRef) -> Operation[JobStatus]:
+        """Returns a job's status.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        yield from self.connect()
+        return (yield from ask(functions.job_status(self._keys, ref), self._patience_s))
+
+    def info(self, ref: JobRef) -> Operation[functions.JobInfo]:
+        """Returns all that the queue knows about a job.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        yield from self.connect()
+        return (yield from ask(functions.job_info(self._keys, ref), self._patience_s))
+
+    def cancel(self, ref: JobRef) -> Operation[JobStatus]:
+        """Cancels a job unless it has ended, and returns its status.
+
+        Raises:
+            JobNotFound: There is no such job.
+        """
+        yield from self.connect()
+        return (yield from ask(functions.cancel(self._keys, ref), self._patience_s))
+
+    def jobs(self, tenant: str, tag: str | None, limit: int) -> Operation[list[functions.JobSummary]]:
+        """Returns a tenant's jobs, newest first."""
+        yield from self.connect()
+        calls = [
+            functions.list_jobs(self._keys, p, tenant, tag=tag, limit=limit) for p in self._keys.partitions
+        ]
+        found = [job for part in (yield from self._all(calls)) for job in part]
+        return sorted(found, key=lambda job: -job.submitted_ms)[:limit]
+
+    def replicas(self) -> Operation[list[functions.SessionInfo]]:
+        """Returns the sessions whose lease holds, each once."""
+        yield from self.connect()
+        parts = yield from self._all([functions.sessions(self._keys, p) for p in self._keys.partitions])
+        alive = {one.session: one for part in parts for one in part if one.lease_left_ms > 0}
+        return list(alive.values())
+
+    def wait_ready(self, timeout_s: float) -> Operation[None]:
+        """Waits until a replica is alive that takes jobs.
+
+        Raises:
+            ServiceUnavailable: None came in time.
+        """
+        end_s = time.monotonic() + timeout_s
+        while all(replica.draining for replica in (yield from self.replicas())):
+            if time.monotonic() >= end_s:
+                raise ServiceUnavailable(
+                    f"no replica is alive in namespace {self._keys.namespace} after {timeout_s:g} s; "
+                    "`thinkstream up` starts one"
+                )
+            yield Sleep(_READY_EVERY_MS)
+
+    def stream(
+        self,
+        ref: JobRef,
+        submission: Submission | None,
+        *,
+        from_index: int = 0,
+        timeout_s: float | None = None,
+    ) -> ResultStream:
+        """Returns a stream of a job's chunks; nothing is asked before its first ``next_chunk``."""
+        follower = Follower(self._keys, patience_s=self._patience_s)
+        return ResultStream(follower, ref, from_index=from_index, submission=submission, timeout_s=timeout_s)
+
+    def next_chunk(self, stream: ResultStream) -> Operation[TokenChunk | None]:
+        """Connects if need be and returns the stream's next chunk; see ``ResultStream.next_chunk``."""
+        yield from self.connect()
+        return (yield from stream.next_chunk())
+
+    def result(
+        self, ref: JobRef, submission: Submission | None, *, confirm: bool, timeout_s: float | None
+    ) -> Operation[JobResult]:
+        """Waits for a job's end and returns the whole result.
+
+        Should Redis lose tokens under way, it is read again from the start: nobody has seen any of it.
+
+        Args:
+            ref: The job.
+            submission: Its payload, if this process submitted it.
+            confirm: Whether to return only what a crash of Redis cannot take back.
+            timeout_s: How long to wait for the end.
+
+        Raises:
+            ThinkstreamError: How the job ended otherwise, with ``partial`` set.
+            TimeoutError: The end did not come in time.
+            ConfigError: ``confirm`` was asked of a server without an append-only file.
+        """
+        server = yield from self.connect()
+        if confirm and not server.append_only:
+            raise ConfigError(f"this {server.name} keeps no append-only file: nothing can be confirmed")
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        num_rewinds = 0
+        while True:
+            left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+            stream = self.stream(ref, submission, timeout_s=left_s)
+            try:
+                result = yield from stream.drain()
+            except StreamForked:
+                num_rewinds += 1
+                if num_rewinds > _MAX_REWINDS:
+                    raise
+                continue
+            if not confirm or (yield from self._is_durable(ref, len(result.token_ids), server)):
+                return result
+
+    def batch(self, items: Iterator[BatchItem], options: BatchOptions) -> BatchCore:
+        """Returns a batch; nothing is submitted before its first ``submit_some``."""
+        return BatchCore(items, options, self._keys, patience_s=self._patience_s)
+
+    def _is_durable(self, ref: JobRef, num_tokens: int, server: ServerInfo) -> Operation[bool]:
+        # The field that `confirm` writes is behind the result in the append-only file: once it is on disk, so
+        # is the result. The end is read again because Redis may have gone back before that.
+        on_disk = True
+        if server.has_waitaof:
+            calls = (functions.confirm(self._keys, ref), functions.durable(timeout_ms=_FSYNC_MS))
+            found, on_disk = yield Pipeline(calls)
+            for reply in (found, on_disk):
+                if isinstance(reply, ThinkstreamError) and not isinstance(reply, JobNotFound):
+                    raise reply
+        else:
+            yield Sleep(_FSYNC_MS)  # `appendfsync everysec` has synced by then
+        sealed = functions.read_results(self._keys, {ref: num_tokens}, block_ms=None, count=None)
+        entries = (yield from ask(sealed, self._patience_s)).get(ref, [])
+        return on_disk is True and any(isinstance(entry, Terminal) for entry in entries)
+
+    def _all(self, calls: Sequence[Call[T]]) -> Operation[list[T]]:
+        replies = yield from ask_many(calls, self._patience_s)
+        for reply in replies:
+            if isinstance(reply, ThinkstreamError):
+                raise reply
+        return [reply for reply in replies if not isinstance(reply, ThinkstreamError)]
+
+
+def job_ref(job_id: object, tenant: object) -> JobRef:
+    """Returns a job's full name.
+
+    Raises:
+        InvalidRequest: One of the two is no name.
+    """
+    return JobRef(check_name("tenant", tenant), check_name("id", job_id))
+
+
+def submission_of(
+    request: Request, *, job_id: str | None, tenant: str, priority: str, deadline_s: float | None
+) -> Submission:
+    """Returns a job to be submitted, its deadline counted from now; without an id it gets a new one.
+
+    Raises:
+        InvalidRequest: A name, the class or the deadline is outside its range.
+    """
+    left_ms = deadline_ms(deadline_s)
+    return Submission(
+        ref=job_ref(new_job_id() if job_id is None else job_id, tenant),
+        request=request,
+        priority=priority_number(priority),
+        deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
+    )

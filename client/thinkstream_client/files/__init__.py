@@ -1,0 +1,1 @@
+"""Batches as files: JSON lines in, OpenAI's result lines out."""

@@ -1,0 +1,1 @@
+"""What is said to Redis: the functions library, the commands around it, the bytes, the connections."""

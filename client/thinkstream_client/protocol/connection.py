@@ -1,0 +1,248 @@
+"""The boundary to Redis: runs calls, and translates what goes wrong into our own errors.
+
+Nothing is sent twice here: after a lost reply the caller alone knows whether that is safe. A ``Connection``
+may be used by several threads, an ``AsyncConnection`` by several tasks of one loop. ``redis`` and ``asyncio``
+are imported at the first connection, for they cost more than the rest of the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar, cast
+
+from thinkstream_client.errors import (
+    ConfigError,
+    QueueFull,
+    RecordInvalid,
+    ServiceUnavailable,
+    ThinkstreamError,
+)
+from thinkstream_client.settings import RedisSettings
+
+from . import library
+from .call import Call
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 5.0
+HEALTH_CHECK_S = 30
+MEMORY_RETRY_MS = 2000
+
+
+class Connection:
+    """Runs calls on one server.
+
+    Args:
+        settings: Where it is.
+        blocking: For calls that wait in Redis: a reply may take as long as it likes.
+    """
+
+    def __init__(self, settings: RedisSettings, *, blocking: bool = False) -> None:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        self._where = settings.masked_url
+        self._client = _made(redis.Redis, settings, Retry(NoBackoff(), 0), blocking)
+        self._loader = _Loader()
+
+    def run(self, call: Call[T]) -> T:
+        """Sends a call and reads its reply.
+
+        Raises:
+            ServiceUnavailable: No reply came; the call may have been carried out or not.
+            QueueFull: The server's memory is full.
+            ConfigError: The server refuses us, or cannot do what we need.
+            ThinkstreamError: The refusals that the call's builder names.
+        """
+        return _or_raised(self.run_many([call])[0])
+
+    def run_many(self, calls: Sequence[Call[T]]) -> list[T | ThinkstreamError]:
+        """Sends calls in one pipeline, each by itself: a refusal stands in the place of a result.
+
+        Raises:
+            ServiceUnavailable: No replies came; each call may have been carried out or not.
+        """
+        dialogue = self._loader.dialogue(calls)
+        replies: list[Any] | None = None
+        while True:
+            try:
+                wanted = dialogue.send(replies)
+            except StopIteration as end:
+                return cast("list[T | ThinkstreamError]", end.value)
+            replies = self._send(wanted)
+
+    def close(self) -> None:
+        """Closes the sockets; a later call opens new ones."""
+        self._client.close()
+
+    def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        try:
+            if len(calls) == 1:
+                return [self._client.execute_command(*calls[0].args)]
+            with self._client.pipeline(transaction=False) as pipeline:
+                for call in calls:
+                    pipeline.execute_command(*call.args)
+                return [_translated(reply, self._where) for reply in pipeline.execute(raise_on_error=False)]
+        except Exception as error:
+            return [_refusal_or_raised(error, self._where)]
+
+
+class AsyncConnection:
+    """Runs calls on one server from an event loop; see ``Connection``."""
+
+    def __init__(self, settings: RedisSettings, *, blocking: bool = False) -> None:
+        import redis.asyncio
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        self._where = settings.masked_url
+        retry = Retry(NoBackoff(), 0)
+        self._client = _made(redis.asyncio.Redis, settings, retry, blocking)
+        self._loader = _Loader()
+
+    async def run(self, call: Call[T]) -> T:
+        """Sends a call and reads its reply; raises as ``Connection.run`` does."""
+        return _or_raised((await self.run_many([call]))[0])
+
+    async def run_many(self, calls: Sequence[Call[T]]) -> list[T | ThinkstreamError]:
+        """Sends calls in one pipeline; returns and raises as ``Connection.run_many`` does."""
+        dialogue = self._loader.dialogue(calls)
+        replies: list[Any] | None = None
+        while True:
+            try:
+                wanted = dialogue.send(replies)
+            except StopIteration as end:
+                return cast("list[T | ThinkstreamError]", end.value)
+            replies = await self._send(wanted)
+
+    async def close(self) -> None:
+        """Closes the sockets; a later call opens new ones."""
+        await self._client.aclose()
+
+    async def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        try:
+            if len(calls) == 1:
+                return [await self._client.execute_command(*calls[0].args)]
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for call in calls:
+                    pipeline.execute_command(*call.args)
+                replies = await pipeline.execute(raise_on_error=False)
+                return [_translated(reply, self._where) for reply in replies]
+        except Exception as error:
+            return [_refusal_or_raised(error, self._where)]
+
+
+class _FunctionMissingError(ThinkstreamError):
+    """The server has no function of that name: our library is to be loaded."""
+
+
+class _Loader:
+    """Sees to it that the server has our library; the same for both kinds of connection."""
+
+    def __init__(self) -> None:
+        self._is_loaded = False
+
+    def dialogue(self, calls: Sequence[Call[Any]]) -> Generator[Sequence[Call[Any]], Any, list[Any]]:
+        """Yields calls to be sent, is sent their replies, returns a result or a refusal per call."""
+        if not calls:
+            return []
+        if not self._is_loaded and any(call.args[0] == "FCALL" for call in calls):
+            yield from self._load_unless_current()
+        replies = yield calls
+        results = [_parsed(call, reply) for call, reply in zip(calls, replies, strict=True)]
+        missing = [i for i, result in enumerate(results) if isinstance(result, _FunctionMissingError)]
+        if missing:  # somebody has emptied the server; these calls did nothing
+            yield from self._load()
+            replies = yield [calls[i] for i in missing]
+            for i, reply in zip(missing, replies, strict=True):
+                results[i] = _parsed(calls[i], reply)
+        return results
+
+    def _load_unless_current(self) -> Generator[Sequence[Call[Any]], Any, None]:
+        asked = library.is_current()
+        (reply,) = yield [asked]
+        is_current = _parsed(asked, reply)
+        if isinstance(is_current, _FunctionMissingError) or is_current is False:
+            yield from self._load()
+        elif isinstance(is_current, ThinkstreamError):
+            raise is_current
+        self._is_loaded = True
+
+    def _load(self) -> Generator[Sequence[Call[Any]], Any, None]:
+        (reply,) = yield [library.load()]
+        if isinstance(reply, ThinkstreamError):
+            raise reply
+
+
+def _parsed(call: Call[T], reply: Any) -> T | ThinkstreamError:
+    if isinstance(reply, ThinkstreamError):
+        return reply
+    try:
+        return call.parse(reply)
+    except ThinkstreamError as error:
+        return error
+
+
+def _or_raised(result: T | ThinkstreamError) -> T:
+    if isinstance(result, ThinkstreamError):
+        raise result
+    return result
+
+
+def _refusal_or_raised(error: Exception, where: str) -> Any:
+    """Returns what stands for the server's refusal of a single call; raises where no reply came."""
+    import redis
+
+    ours = _translated(error, where)
+    if isinstance(error, redis.ResponseError):
+        return ours
+    raise ours from error
+
+
+def _translated(reply: Any, where: str) -> Any:
+    """Returns our error for one of redis-py's; anything else comes back as it is."""
+    from redis import exceptions as foreign
+
+    if not isinstance(reply, foreign.RedisError | OSError):
+        return reply
+    text = str(reply)
+    if isinstance(reply, foreign.OutOfMemoryError):
+        return QueueFull("memory", MEMORY_RETRY_MS)
+    if isinstance(
+        reply, foreign.AuthenticationError | foreign.AuthorizationError | foreign.NoPermissionError
+    ):
+        return ConfigError(f"Redis at {where} refuses us: {text}")
+    if isinstance(reply, foreign.ResponseError):
+        for word, make in _BY_WORD.items():
+            if word in text:
+                return make(f"Redis at {where}: {text}")
+    return ServiceUnavailable(f"Redis at {where}: {text}")
+
+
+_BY_WORD: dict[str, type[ThinkstreamError]] = {
+    "Function not found": _FunctionMissingError,
+    "unknown command": ConfigError,  # older than Redis 7.0
+    "appendonly is disabled": ConfigError,  # to WAITAOF
+    "NOAUTH": ConfigError,
+    "WRONGPASS": ConfigError,
+    "WRONGTYPE": RecordInvalid,
+    "wrong kind of value": RecordInvalid,
+}
+"""What errors of the server mean that redis-py has no class for."""
+
+
+def _made(kind: Any, settings: RedisSettings, retry: Any, blocking: bool) -> Any:
+    client = kind.from_url(
+        settings.url,
+        protocol=2,
+        retry=retry,
+        retry_on_error=[],
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=None if blocking else REPLY_TIMEOUT_S,
+        health_check_interval=HEALTH_CHECK_S,
+    )
+    # Calls read raw replies themselves.
+    client.response_callbacks.clear()
+    return client

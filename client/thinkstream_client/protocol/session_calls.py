@@ -1,0 +1,306 @@
+"""Calls about a session's jobs: its own, and the claim that the scheduler makes for it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from thinkstream_client.errors import Fenced, RecordInvalid
+from thinkstream_client.keys import Keys
+from thinkstream_client.records import FinishReason, JobFailure, JobRef, SessionId
+
+from .call import Call, function_call
+from .wire import encode_failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A job that a session has become the owner of.
+
+    Attributes:
+        ref: The job.
+        mk: Markers in its stream, this claim's included.
+        payload: Its request as bytes, not looked at yet.
+        n: Tokens that former owners published.
+        grain: Tokens per entry of its stream.
+        claims: How often it has been claimed.
+        attempts: Deaths counted against it.
+        suspect: Its last owner died: step it alone.
+        submitted_ms: Server time of its submission.
+        claimed_ms: Server time of this claim.
+        priority: Its class.
+        deadline_at_ms: Server time at which it expires; None is never.
+    """
+
+    ref: JobRef
+    mk: int
+    payload: bytes
+    n: int
+    grain: int
+    claims: int
+    attempts: int
+    suspect: bool
+    submitted_ms: int
+    claimed_ms: int
+    priority: int
+    deadline_at_ms: int | None
+
+
+class StepRow(NamedTuple):
+    """One entry for one job; a tuple, because there are many of them.
+
+    Attributes:
+        ref: The job.
+        expected_len: Entries that its stream must have now, markers included.
+        entry: A whole grain of tokens.
+        mk: How many of those entries are markers.
+        grain: Tokens per entry.
+    """
+
+    ref: JobRef
+    expected_len: int
+    entry: bytes
+    mk: int
+    grain: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishRow:
+    """The end of one job.
+
+    Attributes:
+        ref: The job.
+        expected_len: Entries that its stream must have now, markers included.
+        last_entry: Tokens not published yet, at most a grain; None where there are none.
+        terminal: The entry that seals the stream.
+        reason: Why the job ended.
+        num_tokens: Tokens of the whole result.
+        cost: What it really cost, in tokens of prompt and result.
+    """
+
+    ref: JobRef
+    expected_len: int
+    last_entry: bytes | None
+    terminal: bytes
+    reason: FinishReason
+    num_tokens: int
+    cost: int
+
+
+class StepReply(enum.Enum):
+    """What Redis did with a row."""
+
+    OK = 1
+    CAS = -1  #: the stream is not as long as expected: read it
+    SEALED = -2  #: the job is not this session's any more: ended, or taken over
+
+
+def hello(
+    keys: Keys,
+    p: int,
+    session: SessionId,
+    nonce: str,
+    *,
+    replica: str,
+    slots: int,
+    lease_ms: int,
+    info: Mapping[str, str],
+) -> Call[None]:
+    """Makes a session known; the same one again renews it.
+
+    The call raises:
+        Fenced: The name is another incarnation's.
+    """
+    pairs = [part for pair in info.items() for part in pair]
+    args = function_call("hello", keys.prefix(p), session, nonce, replica, slots, lease_ms, *pairs)
+    return Call(args, _nothing)
+
+
+def beat(
+    keys: Keys,
+    p: int,
+    session: SessionId,
+    nonce: str,
+    *,
+    draining: bool = False,
+    alone: JobRef | None = None,
+) -> Call[dict[JobRef, int]]:
+    """Renews the lease and tells whether the session drains and which suspect it steps alone.
+
+    The call returns the jobs that the session owns and the marker of each claim, and raises:
+        Fenced: Redis does not know this session.
+    """
+    args = function_call(
+        "beat", keys.prefix(p), session, nonce, int(draining), _member(alone) if alone else ""
+    )
+
+    def parse(reply: Any) -> dict[JobRef, int]:
+        owned = _unless_fenced(reply)[1]
+        return {_ref(owned[i]): int(owned[i + 1].partition(b":")[0]) for i in range(0, len(owned), 2)}
+
+    return Call(args, parse)
+
+
+def claim(keys: Keys, p: int, session: SessionId, k: int) -> Call[list[Claimed]]:
+    """Makes the session the owner of the next jobs, up to ``k`` and to its free slots.
+
+    The call returns none for a session that drains, and raises:
+        Fenced: Redis does not know the session, or its lease is over.
+    """
+
+    def parse(reply: Any) -> list[Claimed]:
+        rows: list[Any] = _unless_fenced(reply)[2:]
+        return [_claimed(row, claimed_ms=reply[1]) for row in rows]
+
+    return Call(function_call("claim", keys.prefix(p), session, k), parse)
+
+
+def step(
+    keys: Keys, p: int, session: SessionId, nonce: str, rows: Sequence[StepRow]
+) -> Call[list[StepReply]]:
+    """Appends one entry per job and renews the lease. Each row is taken or refused by itself.
+
+    The call raises:
+        Fenced: Redis does not know this session.
+    """
+    args: list[str | bytes | int] = ["FCALL", "ts1_step", 1, keys.prefix(p), session, nonce]
+    for (tenant, job_id), expected_len, entry, mk, grain in rows:
+        # With one marker and a grain of one the length is the next index; that goes the shorter way.
+        length = expected_len if mk == grain == 1 else f"{expected_len}:{mk}:{grain}"
+        args += (f"{tenant}:{job_id}", length, entry)
+
+    def parse(reply: Any) -> list[StepReply]:
+        refused = _unless_fenced(reply)
+        replies = [StepReply.OK] * len(rows)
+        for i in range(0, len(refused), 2):
+            replies[refused[i] - 1] = _STEP_REPLIES[refused[i + 1]]
+        return replies
+
+    return Call(tuple(args), parse)
+
+
+def finish(
+    keys: Keys, p: int, session: SessionId, nonce: str, rows: Sequence[FinishRow]
+) -> Call[list[StepReply]]:
+    """Ends jobs: last entry, terminal, status, and the session owns them no longer.
+
+    The call raises:
+        Fenced: Redis does not know this session.
+        RecordInvalid: A row's number of tokens does not fit its stream; then no row was taken.
+    """
+    args: list[str | bytes | int] = ["FCALL", "ts1_finish", 1, keys.prefix(p), session, nonce]
+    for row in rows:
+        args += (_member(row.ref), row.expected_len, row.last_entry or b"", row.terminal)
+        args += (row.reason.value, row.num_tokens, row.cost)
+
+    def parse(reply: Any) -> list[StepReply]:
+        if reply and reply[0] == b"INVALID":
+            bad = rows[int(reply[1]) - 1]
+            raise RecordInvalid(
+                f"job {bad.ref.job_id}: {bad.num_tokens} tokens in all, but {reply[2]} are published"
+            )
+        return _step_replies(reply)
+
+    return Call(tuple(args), parse)
+
+
+def fail(
+    keys: Keys,
+    p: int,
+    session: SessionId,
+    nonce: str,
+    ref: JobRef,
+    *,
+    failure: JobFailure,
+    retry: bool,
+) -> Call[StepReply]:
+    """Gives a job up: to be tried again later, or failed for good and kept as a dead letter.
+
+    The third failure without progress is for good whatever ``retry`` says. The call raises:
+        Fenced: Redis does not know this session.
+    """
+    packed = encode_failure(failure)
+    args = function_call("fail", keys.prefix(p), session, nonce, _member(ref), packed, int(retry))
+    return Call(args, _first_reply)
+
+
+def release(keys: Keys, p: int, session: SessionId, nonce: str, refs: Iterable[JobRef]) -> Call[int]:
+    """Puts jobs back into line, before those that never ran; counts no attempt.
+
+    The call returns how many the session owned, and raises:
+        Fenced: Redis does not know this session.
+    """
+
+    def parse(reply: Any) -> int:
+        return int(_unless_fenced(reply)[1])
+
+    members = [_member(ref) for ref in refs]
+    return Call(function_call("release", keys.prefix(p), session, nonce, *members), parse)
+
+
+def note(keys: Keys, p: int, session: SessionId, nonce: str, ref: JobRef, text: str) -> Call[StepReply]:
+    """Leaves the owner's note at a job, for ``inspect``: the sampling as resolved, as JSON.
+
+    The call raises:
+        Fenced: Redis does not know this session.
+    """
+    return Call(function_call("note", keys.prefix(p), session, nonce, _member(ref), text), _first_reply)
+
+
+def bye(keys: Keys, p: int, session: SessionId, nonce: str) -> Call[None]:
+    """Ends a session; what it still owns is released.
+
+    The call raises:
+        Fenced: Redis does not know this session.
+    """
+    return Call(function_call("bye", keys.prefix(p), session, nonce), _nothing)
+
+
+def _member(ref: JobRef) -> str:
+    return f"{ref.tenant}:{ref.job_id}"
+
+
+def _ref(member: bytes) -> JobRef:
+    tenant, _, job_id = member.decode().partition(":")
+    return JobRef(tenant, job_id)
+
+
+def _unless_fenced(reply: Any) -> Any:
+    if reply and reply[0] == b"FENCED":
+        raise Fenced("Redis does not know this session any more")
+    return reply
+
+
+def _nothing(reply: Any) -> None:
+    _unless_fenced(reply)
+
+
+def _step_replies(reply: Any) -> list[StepReply]:
+    return [_STEP_REPLIES[code] for code in _unless_fenced(reply)]
+
+
+def _first_reply(reply: Any) -> StepReply:
+    return _step_replies(reply)[0]
+
+
+_STEP_REPLIES = {reply.value: reply for reply in StepReply}
+
+
+def _claimed(row: Any, *, claimed_ms: int) -> Claimed:
+    tenant, job_id, mk, payload, n, claims, suspect, submitted_ms, priority, grain, attempts, deadline = row
+    return Claimed(
+        ref=JobRef(tenant.decode(), job_id.decode()),
+        mk=mk,
+        payload=payload,
+        n=n,
+        grain=grain,
+        claims=claims,
+        attempts=attempts,
+        suspect=bool(suspect),
+        submitted_ms=submitted_ms,
+        claimed_ms=claimed_ms,
+        priority=priority,
+        deadline_at_ms=deadline or None,
+    )

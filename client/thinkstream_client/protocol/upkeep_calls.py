@@ -1,0 +1,144 @@
+"""Calls that keep the queue whole and set it up: reap, sweep, tenants' settings, the namespace's identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from thinkstream_client.errors import ConfigError, InvalidRequest
+from thinkstream_client.keys import Keys, check_name
+from thinkstream_client.records import SessionId
+
+from .call import Call, function_call
+from .wire import VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What one sweep did, in jobs."""
+
+    retried: int
+    expired: int
+    repaired: int
+
+    @property
+    def total(self) -> int:
+        """All of it; more may be due while this is not zero."""
+        return self.retried + self.expired + self.repaired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What a namespace was set up for; digests are empty until a replica has come."""
+
+    protocol: str
+    partitions: str
+    model_digest: str
+    tokenizer_digest: str
+
+
+def reap(keys: Keys, p: int, session: SessionId | None = None) -> Call[int]:
+    """Takes the jobs of sessions whose lease is over, or of one that is known to be dead.
+
+    Anyone may call it, any number of times. The call returns how many jobs are in line again.
+    """
+    return Call(function_call("reap", keys.prefix(p), session or ""), int)
+
+
+def sweep(keys: Keys, p: int) -> Call[Swept]:
+    """Does what is due: retries, deadlines, repair of jobs without a living owner. Bounded per call."""
+
+    def parse(reply: Any) -> Swept:
+        retried, expired, repaired = reply
+        return Swept(retried=retried, expired=expired, repaired=repaired)
+
+    return Call(function_call("sweep", keys.prefix(p)), parse)
+
+
+def tenant_set(
+    keys: Keys,
+    p: int,
+    tenant: str,
+    *,
+    weight: float | None = None,
+    max_jobs: int | None = None,
+    max_bytes: int | None = None,
+    max_running: int | None = None,
+    max_tokens_per_s: int | None = None,
+) -> Call[None]:
+    """Sets what is given of a tenant's share and caps; 0 lifts a cap. Caps hold within the partition.
+
+    Raises:
+        InvalidRequest: The name or a value is outside its range.
+    """
+    check_name("tenant", tenant)
+    if weight is not None and not 0.001 <= weight <= 1000:
+        raise InvalidRequest("weight", weight, "a number in [0.001, 1000]")
+    pairs: list[str] = [] if weight is None else ["weight", repr(float(weight))]
+    caps = {"jobs": max_jobs, "bytes": max_bytes, "running": max_running, "rate": max_tokens_per_s}
+    for name, value in caps.items():
+        if value is not None:
+            if value < 0:
+                raise InvalidRequest(name, value, "an integer from 0")
+            pairs += (name, str(value) if value else "")
+    return Call(function_call("tenant_set", keys.prefix(p), tenant, *pairs), _nothing)
+
+
+def meta_get(keys: Keys) -> Call[Meta | None]:
+    """Reads what the namespace was set up for; None where nobody has set it up."""
+
+    def parse(reply: Any) -> Meta | None:
+        return _meta(reply) if reply else None
+
+    return Call(("HGETALL", keys.meta), parse)
+
+
+def meta_claim(
+    keys: Keys,
+    *,
+    protocol: int = VERSION,
+    partitions: int | None = None,
+    model_digest: str | None = None,
+    tokenizer_digest: str | None = None,
+) -> Call[Meta]:
+    """Sets what the namespace is for, once; what is None is neither set nor compared.
+
+    The call raises:
+        ConfigError: It was set up for something else; names both.
+    """
+    wanted = {"protocol": str(protocol), "partitions": str(partitions or keys.num_partitions)}
+    if model_digest is not None:
+        wanted["model_digest"] = model_digest
+    if tokenizer_digest is not None:
+        wanted["tokenizer_digest"] = tokenizer_digest
+
+    def parse(reply: Any) -> Meta:
+        found = _meta_fields(reply)
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                what = name.replace("_", " ")
+                raise ConfigError(
+                    f"namespace {keys.namespace} was set up for {what} {found.get(name)}, this is {value}"
+                )
+        return _meta(reply)
+
+    pairs = [part for pair in wanted.items() for part in pair]
+    return Call(function_call("meta", keys.meta, *pairs), parse)
+
+
+def _nothing(reply: Any) -> None:
+    del reply
+
+
+def _meta_fields(flat: Any) -> dict[str, str]:
+    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+
+
+def _meta(reply: Any) -> Meta:
+    found = _meta_fields(reply)
+    return Meta(
+        protocol=found.get("protocol", ""),
+        partitions=found.get("partitions", ""),
+        model_digest=found.get("model_digest", ""),
+        tokenizer_digest=found.get("tokenizer_digest", ""),
+    )

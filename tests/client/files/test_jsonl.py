@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from thinkstream_client.core.compose import BatchItem
+from thinkstream_client.core.results import BatchResult, JobResult
+from thinkstream_client.errors import JobFailed
+from thinkstream_client.files.jsonl import answered_ids, parse_line, read_lines, result_line
+from thinkstream_client.records import FinishReason, Message, TokenLogprobs, Usage
+
+
+def parse(number: int = 1, **fields: Any) -> BatchItem:
+    return parse_line(json.dumps(fields), number)
+
+
+def chat(custom_id: Any = "a", url: str = "/v1/chat/completions", **body: Any) -> BatchItem:
+    return parse(custom_id=custom_id, method="POST", url=url, body=body)
+
+
+def line_of(item: BatchItem, outcome: JobResult | JobFailed) -> str:
+    if isinstance(outcome, JobResult):
+        return result_line(BatchResult(item=item, job_id="j", result=outcome), created_s=12)
+    return result_line(BatchResult(item=item, job_id="j", error=outcome), created_s=12)
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_chat_line_becomes_request() -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    line = chat(
+        model="qwen",
+        messages=[{"role": "user", "content": parts}],
+        max_completion_tokens=7,
+        stop="\n",
+        logprobs=True,
+        top_logprobs=2,
+        logit_bias={"5": -3},
+        top_k=4,
+    )
+    assert line.error is None and line.request is not None
+    assert (line.custom_id, line.model, line.is_chat) == ("a", "qwen", True)
+    assert line.request.messages == (Message("user", "Hello"),)
+    sampling = line.request.sampling
+    assert (sampling.max_tokens, sampling.stop, sampling.logprobs) == (7, ("\n",), 2)
+    assert (sampling.logit_bias, sampling.top_k) == ({5: -3}, 4)
+    assert line.request.grain == 16
+
+
+def test_completion_line_takes_text_or_ids() -> None:
+    text = chat(url="/v1/completions", prompt="Once", logprobs=3)
+    ids = chat(url="/v1/completions", prompt=[1, 2, 3])
+    assert text.request is not None and text.request.prompt == "Once" and not text.is_chat
+    assert text.request.sampling.logprobs == 3
+    assert ids.request is not None and ids.request.token_ids == (1, 2, 3)
+
+
+def test_short_lines() -> None:
+    line = parse(3, id="x", prompt="Once", temperature=0, tags=["night"])
+    assert line.request is not None
+    assert (line.custom_id, line.request.prompt, line.request.tags) == ("x", "Once", ("night",))
+    assert parse(4, messages=HELLO).custom_id == "line-4"
+    assert parse(5, id=17, prompt="Once").custom_id == "17"
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (parse_line("{", 7), "line 7"),
+        (parse_line("[" * 100_000, 7), "line 7"),
+        (parse_line("[1]", 7), "line 7: line"),
+        (parse(7, id="x"), "line 7: prompt"),
+        (parse(7, id="x", prompt="a", messages=HELLO), "line 7: prompt"),
+        (parse(7, id="x", prompt="a", temprature=1), "line 7: temprature"),
+        (parse(7, id="x", prompt="a", top_p=0), "line 7: sampling.top_p"),
+        (parse(7, id="x", prompt=5), "line 7: prompt"),
+        (parse(7, id="", prompt="a"), "line 7: id"),
+        (parse(7, id="x", token_ids=["a"]), "line 7: token_ids"),
+        (parse(7, id="x", messages=[{"role": "user"}]), "line 7: messages.content"),
+        (parse(7, id="x", messages=[{"role": "robot", "content": ""}]), "line 7: messages.role"),
+        (parse(7, id="x", prompt="a", tags=["a b"]), "line 7: tags"),
+        (parse(7, id="x", prompt="a", logit_bias={"x": 1}), "line 7: logit_bias"),
+        (parse(7, id="x", prompt="a", stop={"x": 1}), "line 7: sampling.stop"),
+        (chat(messages=HELLO, temperature=-1), "line 1: body.temperature"),
+        (chat(messages=HELLO, n=2), "line 1: body.n"),
+        (chat(messages=HELLO, tools=[]), "line 1: body.tools"),
+        (chat(messages=[{"role": "user", "content": [{"type": "audio"}]}]), "line 1: body.messages.content"),
+        (chat(), "line 1: body.messages"),
+        (chat(custom_id=None, messages=HELLO), "line 1: custom_id"),
+        (chat(url="/v1/embeddings", input="a"), "line 1: url"),
+        (parse(7, custom_id="a", method="GET", url="/v1/completions", body={}), "line 7: method"),
+        (parse(7, custom_id="a", method="POST", url="/v1/completions", body=[]), "line 7: body"),
+    ],
+)
+def test_bad_line_names_line_and_field(line: BatchItem, field: str) -> None:
+    assert line.request is None
+    assert line.error is not None and line.error.field == field
+
+
+def test_other_lines_run_on() -> None:
+    lines = list(read_lines(['{"id": "a", "prompt": "x"}', "", "oops", '{"id": "a", "prompt": "y"}']))
+    assert [line.number for line in lines] == [1, 3, 4]
+    assert [line.error is None for line in lines] == [True, False, False]
+    assert lines[2].error is not None and lines[2].error.field == "line 4: custom_id"
+
+
+def test_result_line_has_openai_form() -> None:
+    result = JobResult(
+        job_id="j",
+        text="Привет",
+        token_ids=(5, 6),
+        logprobs=(TokenLogprobs(-0.5, ((5, -0.5),)), TokenLogprobs(-1.0)),
+        finish_reason=FinishReason.STOP,
+        usage=Usage(prompt_tokens=3, cached_tokens=1, completion_tokens=2),
+    )
+    row = json.loads(line_of(chat(messages=HELLO, model="q"), result))
+    assert (row["custom_id"], row["error"], row["response"]["status_code"]) == ("a", None, 200)
+    body = row["response"]["body"]
+    assert (body["object"], body["model"], body["created"]) == ("chat.completion", "q", 12)
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "Привет"}
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["choices"][0]["logprobs"]["content"][0]["token"] == "token_id:5"
+    assert body["usage"]["total_tokens"] == 5
+    short = json.loads(line_of(parse(id="b", prompt="x"), result))
+    assert short["response"]["body"]["choices"][0]["text"] == "Привет"
+    assert short["response"]["body"]["choices"][0]["logprobs"]["token_logprobs"] == [-0.5, -1.0]
+
+
+def test_error_line_and_resume() -> None:
+    row = line_of(chat(messages=HELLO), JobFailed("j", "StepFailed", "oops"))
+    assert json.loads(row)["error"] == {"code": "JobFailed", "message": "job j: failed with StepFailed: oops"}
+    assert json.loads(row)["response"] is None
+    assert answered_ids([row, '{"custom_id": "torn', "7", ""]) == {"a"}
