@@ -94,7 +94,7 @@ def _prepare_bare(redis: Redis, num_streams: int) -> Callable[[], None]:
     def advance() -> None:
         nonlocal length
         arguments = [argument for _ in names for argument in (length, entry)]
-        redis.execute_command("FCALL", "bench1_append", num_streams, *names, *arguments)
+        redis.fcall("bench1_append", num_streams, *names, *arguments)
         length += 1
 
     return advance
