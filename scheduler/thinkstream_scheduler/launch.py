@@ -134,11 +134,7 @@ def start_service(options: ServiceOptions, checkpoint: Callable[[], None] = _go_
         Nothing that was started is left running.
     """
     _check_server(options.redis)
-    runtime = RayRuntime(
-        address=options.ray_address,
-        namespace=f"thinkstream-{options.redis.namespace}",
-        show_logs=options.show_logs,
-    )
+    runtime = RayRuntime(address=options.ray_address, show_logs=options.show_logs)
     try:
         checkpoint()
         service = Service(options, runtime)

@@ -1,6 +1,6 @@
 """The replicas as Ray actors: adopted by name, started, handed jobs, drained, mourned.
 
-Actors are detached and named, in a Ray namespace of the queue's namespace, so that any scheduler finds
+Actors are detached and named, in a Ray namespace of the service's own, so that any scheduler finds
 them and none takes them along when it dies. They are never restarted by Ray, because Ray reports a death
 that it means to repair a hundred times later; the loop starts a successor instead.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import re
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -21,6 +22,7 @@ import ray.exceptions
 
 from thinkstream_client.errors import ConfigError, ServiceUnavailable, ThinkstreamError, WeightsError
 from thinkstream_client.protocol.functions import Claimed
+from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.actor import ReplicaActor
 from thinkstream_workers.config import ReplicaConfig
 
@@ -36,9 +38,12 @@ _ReplicaActor: Any = ReplicaActor
 ActorProxy = Any
 
 
-def ray_namespace(namespace: str) -> str:
-    """The Ray namespace in which the actors of a queue's namespace have their names."""
-    return f"thinkstream-{namespace}"
+def ray_namespace(redis: RedisSettings) -> str:
+    """The Ray namespace in which the actors of one service have their names.
+
+    Two services may share a Ray cluster, each with a server of its own, so the server is part of it.
+    """
+    return f"thinkstream-{redis.namespace}-{zlib.crc32(redis.masked_url.encode()):08x}"
 
 
 class RayPool:
@@ -51,7 +56,7 @@ class RayPool:
 
     def __init__(self, replica: ReplicaConfig, resources: ReplicaResources) -> None:
         self._replica, self._resources = replica, resources
-        self._namespace = ray_namespace(replica.redis.namespace)
+        self._namespace = ray_namespace(replica.redis)
         self._actors: dict[str, ActorProxy] = {}
         # Filled from Ray's threads.
         self._deaths: queue.SimpleQueue[tuple[str, ActorProxy]] = queue.SimpleQueue()

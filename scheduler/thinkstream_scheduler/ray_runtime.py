@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -43,7 +44,6 @@ class RayRuntime:
     Args:
         address: A running cluster; None starts one of our own on this machine, for this machine alone,
             which lives as long as the connection and at most as long as this process.
-        namespace: Ray namespace of names that are looked up without one.
         show_logs: Whether what actors write appears on our stderr.
 
     Raises:
@@ -51,7 +51,7 @@ class RayRuntime:
         KeyboardInterrupt: SIGTERM came meanwhile.
     """
 
-    def __init__(self, *, address: str | None, namespace: str, show_logs: bool) -> None:
+    def __init__(self, *, address: str | None, show_logs: bool) -> None:
         self._not_ours = processes.descendants(os.getpid())
         self._folder: Path | None = None
         options: dict[str, Any] = {"address": address}
@@ -69,7 +69,7 @@ class RayRuntime:
             with _kept_signal_handlers():
                 import ray
 
-                ray.init(namespace=namespace, logging_level=logging.ERROR, log_to_driver=show_logs, **options)
+                ray.init(logging_level=logging.ERROR, log_to_driver=show_logs, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
             self.close()
             where = f"at {address}" if address else "on this machine"
@@ -113,8 +113,9 @@ def _short_folder() -> Path:
 def _set_environment(*, is_local: bool) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if is_local and "RAY_AUTH_MODE" not in os.environ:
-        # Ray listens on all interfaces: a token that only our own processes know shuts others out.
+    if is_local and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        # Ray listens on all interfaces: a token that only our own processes know shuts others out. Where
+        # somebody has imported ray already, it has read its settings, and makes a token of its own.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

@@ -13,7 +13,6 @@ import pytest
 import redis
 
 from thinkstream_client.errors import ConfigError
-from thinkstream_scheduler import embedded
 from thinkstream_scheduler.embedded import EmbeddedServer, find_server_binary
 
 
@@ -37,10 +36,12 @@ def test_it_keeps_what_it_was_told_over_a_restart(server: EmbeddedServer) -> Non
     pid = server.pid
     with redis.Redis.from_url(server.url) as client:
         client.set("kept", "yes")
+    url = server.url
     server.stop()
     assert not is_alive(pid)
     assert server.pid == 0
     server.start()
+    assert server.url == url
     with redis.Redis.from_url(server.url) as client:
         assert client.get("kept") == b"yes"
 
@@ -65,13 +66,10 @@ def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_taken_port_is_tried_again(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_port_that_is_taken_is_not_insisted_on(server: EmbeddedServer, tmp_path: Path) -> None:
     server.start()
-    free_port = embedded._free_port  # pyright: ignore[reportPrivateUsage]
-    taken = [urlsplit(server.url).port]
-    monkeypatch.setattr(embedded, "_free_port", lambda: taken.pop() if taken else free_port())
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "port").write_text(str(urlsplit(server.url).port))
     second = EmbeddedServer(tmp_path / "second")
     second.start()
     try:
