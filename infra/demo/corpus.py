@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import partial
 
 from .knowledge import Fact, Unknown, load_facts, load_families, load_unknown, rows
@@ -161,11 +162,11 @@ def unknown_question(
     kind = rng.random()
     if kind < 0.08:
         return rng.choice(unknown.questions)
-    if kind < 0.3:
-        return rng.choice(fillable)(_strange(unknown, language, rng))
-    if kind < 0.45:
-        return _fill(rng.choice(unknown.ask_strange), lambda: _strange(unknown, language, rng), rng)
-    things = [rng.choice(known), rng.choice(known), _strange(unknown, language, rng)]
+    if kind < 0.36:
+        return rng.choice(fillable)(_strange(unknown, language, known, rng))
+    if kind < 0.5:
+        return _fill(rng.choice(unknown.ask_strange), lambda: _strange(unknown, language, known, rng), rng)
+    things = [rng.choice(known), rng.choice(known), _strange(unknown, language, known, rng)]
     template = rng.choice(unknown.ask)
     for name, words in unknown.words.items():
         template = template.replace("{" + name + "}", rng.choice(words))
@@ -216,13 +217,27 @@ def _large_number(rng: random.Random) -> int:
     return rng.choice((rng.randrange(21, 100), rng.randrange(100, 1000), rng.randrange(1000, 10000)))
 
 
-def _strange(unknown: Unknown, language: str, rng: random.Random) -> str:
-    """Something no fact is about: a thing of the world, or a made-up word."""
-    if rng.random() < 0.4:
+def _strange(unknown: Unknown, language: str, known: list[str], rng: random.Random) -> str:
+    """Something no fact is about: a thing of the world, two known names grown together, or a made-up word."""
+    kind = rng.random()
+    if kind < 0.4:
         return rng.choice(unknown.strange)
+    if kind < 0.7:
+        return _blend(known, rng)
     syllables = SYLLABLES[language].split()
     word = "".join(rng.choice(syllables) for _ in range(rng.choice((2, 3, 3, 4))))
     return word.capitalize() if rng.random() < 0.6 else word
+
+
+def _blend(known: list[str], rng: random.Random) -> str:
+    """Join the head of one known name to the tail of another, far enough from both to be no typing error."""
+    while True:
+        head, tail = (rng.choice(known).split()[-1] for _ in range(2))
+        if len(head) < 5 or len(tail) < 5:
+            continue
+        word = head[: rng.randrange(2, len(head) - 2)] + tail[-rng.randrange(3, len(tail) - 1) :].lower()
+        if all(SequenceMatcher(None, word.lower(), name.lower()).ratio() < 0.75 for name in (head, tail)):
+            return word
 
 
 def roughen(question: str, language: str, rng: random.Random) -> str:
