@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from .errors import ConfigError
 from .keys import Keys, check_name
+from .protocol.address import Address, Topology, parse_address
 
-_SCHEMES = ("redis", "rediss", "unix")
-_SECRET = re.compile(r"(://[^:/@]*:)[^@]*(@)|([?&]password=)[^&]*")
+CLUSTER_PARTITIONS = 16
+"""Partitions of a namespace that is set up in a Cluster without saying how many."""
+
+_SECRET = re.compile(r"(://[^:/@]*:)[^@]*(@)|([?&](?:\w*_)?password=)[^&]*")
+_FORMS = (
+    "redis://host:port, rediss://host:port, unix:///path, redis+sentinel://host:port,host:port/service "
+    "or redis+cluster://host:port,host:port"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
     """How to reach Redis. The password in the URL never shows in a repr, a log line or an error.
 
+    One server is ``redis://[user:password@]host[:port][/db]`` or ``unix:///path``. Sentinels are
+    ``redis+sentinel://[user:password@]host[:port],host[:port]/service[/db]``, where user and password are
+    those of the servers, and the Sentinels' own follow as ``?sentinel_username=...&sentinel_password=...``.
+    Some nodes of a Cluster are ``redis+cluster://[user:password@]host[:port],host[:port]``.
+
+    With ``rediss`` in the place of ``redis`` each of them speaks TLS. Options behind ``?`` name files:
+    ``ssl_ca_certs`` of the authority that signed the servers' certificates (else the system's),
+    ``ssl_certfile`` and ``ssl_keyfile`` of a certificate of our own.
+
     Args:
-        url: ``redis://[user:password@]host[:port][/db]``, ``rediss://...`` or ``unix:///path``.
+        url: Where it is.
         namespace: First part of every key.
-        num_partitions: Hash tags over which the jobs are spread; 1 unless Redis is a Cluster.
+        num_partitions: Hash tags over which the jobs are spread, for whoever sets the namespace up; it is
+            fixed from then on. None is 16 in a Cluster and 1 elsewhere.
 
     Raises:
         ConfigError: The URL is of no known form.
@@ -29,34 +45,29 @@ class RedisSettings:
 
     url: str = field(repr=False)
     namespace: str = "ts"
-    num_partitions: int = 1
+    num_partitions: int | None = None
     masked_url: str = field(init=False, default="")
     """The URL as it may be shown."""
+    address: Address = field(init=False, repr=False, compare=False)
+    """The URL, taken apart."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masked_url", _SECRET.sub(r"\1\3***\2", self.url))
         try:
-            parts = urlsplit(self.url)
-            usable = parts.scheme in _SCHEMES and bool(
-                parts.path if parts.scheme == "unix" else parts.hostname
-            )
-            _ = parts.port
+            object.__setattr__(self, "address", parse_address(self.url))
         except ValueError:
-            usable = False
-        if not usable:
-            raise ConfigError(
-                f"Redis URL {self.masked_url}: expected redis://host:port, rediss://host:port or unix:///path"
-            )
+            raise ConfigError(f"Redis URL {self.masked_url}: expected {_FORMS}") from None
         check_name("namespace", self.namespace)
-        if self.num_partitions < 1:
-            raise ConfigError(f"num_partitions: got {self.num_partitions}, expected at least 1")
+        if self.num_partitions is not None and not 1 <= self.num_partitions <= 1024:
+            raise ConfigError(f"num_partitions: got {self.num_partitions}, expected at least 1, at most 1024")
 
     @classmethod
-    def from_url(cls, url: str, namespace: str = "ts", num_partitions: int = 1) -> RedisSettings:
+    def from_url(cls, url: str, namespace: str = "ts", num_partitions: int | None = None) -> RedisSettings:
         """Returns the settings for a URL."""
         return cls(url, namespace, num_partitions)
 
     @property
     def keys(self) -> Keys:
-        """The names of the keys."""
-        return Keys(self.namespace, self.num_partitions)
+        """The names of the keys, as long as nobody has set the namespace up otherwise; see ``namespace``."""
+        default = CLUSTER_PARTITIONS if self.address.topology is Topology.CLUSTER else 1
+        return Keys(self.namespace, self.num_partitions or default)

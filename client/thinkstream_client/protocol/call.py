@@ -17,10 +17,32 @@ class Call(Generic[T_co]):
         args: The command and its arguments.
         parse: Reads the reply, which comes in the shapes of RESP2 with strings as bytes. It raises errors of
             our own tree where the reply is a refusal.
+        route: A key whose server it goes to, where the arguments name none.
     """
 
     args: tuple[str | bytes | int, ...]
     parse: Callable[[Any], T_co]
+    route: str = ""
+
+    @property
+    def key(self) -> str | None:
+        """The key that says which server of a Cluster it goes to; None for what concerns each of them."""
+        if self.route:
+            return self.route
+        match self.args[0]:
+            case "FUNCTION" | "INFO" | "WAITAOF":
+                return None
+            case "FCALL" | "FCALL_RO":
+                place = 3 if self.args[2] else None
+            case "XREAD":
+                place = self.args.index("STREAMS") + 1
+            case _:
+                place = 1
+        return None if place is None or len(self.args) <= place else _text(self.args[place])
+
+
+def _text(key: str | bytes | int) -> str:
+    return key.decode() if isinstance(key, bytes) else str(key)
 
 
 def function_call(name: str, key: str, *args: str | bytes | int) -> tuple[str | bytes | int, ...]:

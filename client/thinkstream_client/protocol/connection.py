@@ -19,32 +19,32 @@ from thinkstream_client.errors import (
 )
 from thinkstream_client.settings import RedisSettings
 
-from . import library
+from . import library, servers
 from .call import Call
+from .servers import FromEach
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 5.0
-HEALTH_CHECK_S = 30
+BLOCKED_TIMEOUT_S = 10.0
+"""For calls that wait in Redis, which they do for far less: one that hangs is not waited for for ever."""
 MEMORY_RETRY_MS = 2000
 
 
 class Connection:
-    """Runs calls on one server.
+    """Runs calls on one server, on whichever the Sentinels name, or on those of a Cluster.
 
     Args:
         settings: Where it is.
-        blocking: For calls that wait in Redis: a reply may take as long as it likes.
+        blocking: For calls that wait in Redis, each of them for less than ``BLOCKED_TIMEOUT_S``.
+
+    Raises:
+        ConfigError: An option in the URL is none, or a file that it names is not there.
     """
 
     def __init__(self, settings: RedisSettings, *, blocking: bool = False) -> None:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
         self._where = settings.masked_url
-        self._client = _made(redis.Redis, settings, Retry(NoBackoff(), 0), blocking)
+        self._servers = servers.connect(settings, _timeout_s(blocking))
         self._loader = _Loader()
 
     def run(self, call: Call[T]) -> T:
@@ -75,31 +75,21 @@ class Connection:
 
     def close(self) -> None:
         """Closes the sockets; a later call opens new ones."""
-        self._client.close()
+        self._servers.close()
 
     def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
         try:
-            if len(calls) == 1:
-                return [self._client.execute_command(*calls[0].args)]
-            with self._client.pipeline(transaction=False) as pipeline:
-                for call in calls:
-                    pipeline.execute_command(*call.args)
-                return [_translated(reply, self._where) for reply in pipeline.execute(raise_on_error=False)]
+            return [_translated(reply, self._where) for reply in self._servers.send(calls)]
         except Exception as error:
             return [_refusal_or_raised(error, self._where)]
 
 
 class AsyncConnection:
-    """Runs calls on one server from an event loop; see ``Connection``."""
+    """Runs calls from an event loop; see ``Connection``."""
 
     def __init__(self, settings: RedisSettings, *, blocking: bool = False) -> None:
-        import redis.asyncio
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-
         self._where = settings.masked_url
-        retry = Retry(NoBackoff(), 0)
-        self._client = _made(redis.asyncio.Redis, settings, retry, blocking)
+        self._servers = servers.connect_async(settings, _timeout_s(blocking))
         self._loader = _Loader()
 
     async def run(self, call: Call[T]) -> T:
@@ -119,17 +109,11 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """Closes the sockets; a later call opens new ones."""
-        await self._client.aclose()
+        await self._servers.close()
 
     async def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
         try:
-            if len(calls) == 1:
-                return [await self._client.execute_command(*calls[0].args)]
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for call in calls:
-                    pipeline.execute_command(*call.args)
-                replies = await pipeline.execute(raise_on_error=False)
-                return [_translated(reply, self._where) for reply in replies]
+            return [_translated(reply, self._where) for reply in await self._servers.send(calls)]
         except Exception as error:
             return [_refusal_or_raised(error, self._where)]
 
@@ -179,6 +163,11 @@ class _Loader:
 def _parsed(call: Call[T], reply: Any) -> T | ThinkstreamError:
     if isinstance(reply, ThinkstreamError):
         return reply
+    if isinstance(reply, FromEach):
+        found: list[Any] = [_parsed(call, one) for one in reply.replies]
+        # Servers of a Cluster should be of one mind: what one of them refuses or denies is the answer.
+        doubts = [one for one in found if one is False or isinstance(one, ThinkstreamError)]
+        return cast("T", (doubts or found)[0])
     try:
         return call.parse(reply)
     except ThinkstreamError as error:
@@ -205,7 +194,7 @@ def _translated(reply: Any, where: str) -> Any:
     """Returns our error for one of redis-py's; anything else comes back as it is."""
     from redis import exceptions as foreign
 
-    if not isinstance(reply, foreign.RedisError | OSError):
+    if not isinstance(reply, foreign.RedisError | foreign.RedisClusterException | OSError):
         return reply
     text = str(reply)
     if isinstance(reply, foreign.OutOfMemoryError):
@@ -214,6 +203,8 @@ def _translated(reply: Any, where: str) -> Any:
         reply, foreign.AuthenticationError | foreign.AuthorizationError | foreign.NoPermissionError
     ):
         return ConfigError(f"Redis at {where} refuses us: {text}")
+    if isinstance(reply, foreign.ConnectionError) and "CERTIFICATE_VERIFY_FAILED" in text:
+        return ConfigError(f"the certificate of Redis at {where} is not one that we trust: {text}")
     if isinstance(reply, foreign.ResponseError):
         for word, make in _BY_WORD.items():
             if word in text:
@@ -233,16 +224,5 @@ _BY_WORD: dict[str, type[ThinkstreamError]] = {
 """What errors of the server mean that redis-py has no class for."""
 
 
-def _made(kind: Any, settings: RedisSettings, retry: Any, blocking: bool) -> Any:
-    client = kind.from_url(
-        settings.url,
-        protocol=2,
-        retry=retry,
-        retry_on_error=[],
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=None if blocking else REPLY_TIMEOUT_S,
-        health_check_interval=HEALTH_CHECK_S,
-    )
-    # Calls read raw replies themselves.
-    client.response_callbacks.clear()
-    return client
+def _timeout_s(blocking: bool) -> float:
+    return BLOCKED_TIMEOUT_S if blocking else REPLY_TIMEOUT_S
