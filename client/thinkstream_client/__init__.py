@@ -20,6 +20,7 @@ from .core.batch_core import BatchProgress
 from .core.compose import BatchItem
 from .core.results import BatchResult, JobResult
 from .errors import (
+    BatchNotFound,
     ConfigError,
     Conflict,
     Fenced,
@@ -42,7 +43,7 @@ from .errors import (
 )
 from .files.jsonl import read_lines, result_line
 from .job import Job, TokenStream
-from .protocol.functions import JobInfo, JobSummary
+from .protocol.functions import BatchEnd, JobInfo, JobSummary
 from .records import (
     Finish,
     FinishReason,
@@ -62,8 +63,10 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "AsyncTokenStream",
+    "BatchEnd",
     "BatchItem",
     "BatchJob",
+    "BatchNotFound",
     "BatchProgress",
     "BatchResult",
     "Client",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from .core.client_core import ClientCore
-from .core.effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep
+from .core.effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep, Wait
 from .core.follow import Submission
 from .core.read_pool import ReadPool
 from .core.result_stream import ResultStream
@@ -62,6 +62,8 @@ class AsyncRunner:
                 return None
             case Read():
                 return await self._reads.read(effect)
+            case Wait(call):
+                return await self._reader.run(call)
             case Pipeline(calls):
                 return await self._connection.run_many(calls)
             case _:

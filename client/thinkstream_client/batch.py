@@ -12,6 +12,7 @@ from .core.client_core import ClientCore
 from .core.effects import AsyncRun, Run
 from .core.follow import Event, Follower
 from .core.results import BatchResult
+from .protocol.functions import BatchEnd
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,6 +42,24 @@ class BatchJob:
         Call it from the iterating thread.
         """
         self._run(self._batch.cancel())
+
+    def wait(self, timeout_s: float | None = None) -> BatchEnd:
+        """Waits until the last job has ended, and returns how they ended. Reads no results.
+
+        Items that are not submitted yet are submitted first, all at once. Their results can be read by
+        another batch of the same requests and id.
+
+        Args:
+            timeout_s: How long to wait once all are submitted.
+
+        Raises:
+            BatchNotFound: It ended too long ago.
+            ServiceUnavailable: The connection was lost and did not come back.
+            TimeoutError: The end did not come in time.
+        """
+        self._run(self._client.connect())
+        self._run(self._batch.submit_all())
+        return self._run(self._client.wait_batch(self._batch.options.tenant, self.id, timeout_s))
 
     def results(self) -> Iterator[BatchResult]:
         """Yields one result per item, in the order of their ends. To be iterated once.
@@ -120,6 +139,24 @@ class AsyncBatchJob:
     async def cancel(self) -> None:
         """Submits no more and cancels the jobs in flight; iterating goes on to the end."""
         await self._run(self._batch.cancel())
+
+    async def wait(self, timeout_s: float | None = None) -> BatchEnd:
+        """Waits until the last job has ended, and returns how they ended. Reads no results.
+
+        Items that are not submitted yet are submitted first, all at once. Their results can be read by
+        another batch of the same requests and id.
+
+        Args:
+            timeout_s: How long to wait once all are submitted.
+
+        Raises:
+            BatchNotFound: It ended too long ago.
+            ServiceUnavailable: The connection was lost and did not come back.
+            TimeoutError: The end did not come in time.
+        """
+        await self._run(self._client.connect())
+        await self._run(self._batch.submit_all())
+        return await self._run(self._client.wait_batch(self._batch.options.tenant, self.id, timeout_s))
 
     async def results(self) -> AsyncIterator[BatchResult]:
         """Yields one result per item, in the order of their ends; see ``BatchJob.results``."""

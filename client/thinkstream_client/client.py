@@ -21,7 +21,7 @@ from .core.compose import (
 from .core.follow import PATIENCE_S
 from .discovery import find_service
 from .job import Job, Runner
-from .protocol.functions import JobSummary, SessionInfo
+from .protocol.functions import BatchEnd, JobSummary, SessionInfo
 from .records import Request, SamplingParams
 from .settings import RedisSettings
 
@@ -137,6 +137,7 @@ class Client:
         tenant: str = "default",
         priority: str = "normal",
         deadline_s: float | None = None,
+        batch: str | None = None,
         block: bool = True,
         timeout_s: float | None = None,
     ) -> list[Job]:
@@ -148,14 +149,19 @@ class Client:
             tenant: Whose they are.
             priority: Their class.
             deadline_s: Time from now after which they are not wanted any more.
+            batch: Id of a batch that they make, whose end ``wait_batch`` waits for.
             block: Whether to wait while the tenant's queue is full.
             timeout_s: How long to wait for room.
         """
         all_of_them = [
-            submission_of(request, job_id=None, tenant=tenant, priority=priority, deadline_s=deadline_s)
+            submission_of(
+                request, job_id=None, tenant=tenant, priority=priority, deadline_s=deadline_s, batch=batch
+            )
             for request in bulk_requests(requests, sampling)
         ]
         self._runner.run(self._core.submit(all_of_them, block=block, timeout_s=timeout_s))
+        if batch is not None:
+            self._runner.run(self._core.close_batch(tenant, batch))
         return [Job(self._runner.run, self._core, one.ref, one) for one in all_of_them]
 
     def job(self, id: str, *, tenant: str = "default") -> Job:
@@ -169,6 +175,21 @@ class Client:
     def jobs(self, *, tag: str | None = None, tenant: str = "default", limit: int = 100) -> list[JobSummary]:
         """Returns a tenant's jobs, those with a tag where one is given, newest first."""
         return self._runner.run(self._core.jobs(tenant, tag, limit))
+
+    def wait_batch(self, id: str, timeout_s: float | None = None, *, tenant: str = "default") -> BatchEnd:
+        """Waits until the last job of a batch has ended, whoever submitted it, and returns how they ended.
+
+        Args:
+            id: The batch's id.
+            timeout_s: How long to wait.
+            tenant: Whose it is.
+
+        Raises:
+            BatchNotFound: There is no such batch, or none any more.
+            ServiceUnavailable: The connection was lost and did not come back.
+            TimeoutError: The end did not come in time.
+        """
+        return self._runner.run(self._core.wait_batch(tenant, id, timeout_s))
 
     def replicas(self) -> list[SessionInfo]:
         """Returns the replicas that are alive."""

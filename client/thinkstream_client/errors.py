@@ -4,6 +4,7 @@
     ├── RequestError                the request cannot be taken as it is; sending it again changes nothing
     │   ├── InvalidRequest          field, value, allowed
     │   ├── PromptTooLong           num_tokens, limit
+    │   ├── BatchNotFound           batch_id
     │   └── Conflict                job_id: the id is taken by another payload
     ├── JobError                    one job's own end or absence
     │   ├── JobNotFound
@@ -85,6 +86,16 @@ class Conflict(RequestError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"job {job_id} exists with another payload")
         self.job_id = job_id
+
+
+class BatchNotFound(RequestError):
+    """No batch has this id, or it ended more than a day ago."""
+
+    code = "BatchNotFound"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"batch {batch_id}: not found")
+        self.batch_id = batch_id
 
 
 class JobError(ThinkstreamError):

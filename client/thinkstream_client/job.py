@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from .core.client_core import ClientCore
-from .core.effects import Effect, Operation, Pipeline, Read, Run, Sleep
+from .core.effects import Effect, Operation, Pipeline, Read, Run, Sleep, Wait
 from .core.follow import Submission
 from .core.result_stream import ResultStream
 from .core.results import JobResult
@@ -58,6 +58,8 @@ class Runner:
                 return None
             case Read():
                 return self._reader.run(effect.call())
+            case Wait(call):
+                return self._reader.run(call)
             case Pipeline(calls):
                 return self._connection.run_many(calls)
             case _:

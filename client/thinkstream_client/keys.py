@@ -116,6 +116,26 @@ class Keys:
         """Sorted set: a tenant's jobs of one label, by time of submission."""
         return f"{self.prefix(partition)}tag:{tenant}:{tag}"
 
+    def batch(self, partition: int, tenant: str, batch: str) -> str:
+        """Hash: one batch, how many of its jobs ended how."""
+        return f"{self.prefix(partition)}batch:{tenant}:{batch}"
+
+    def batch_left(self, partition: int, tenant: str, batch: str) -> str:
+        """Set: its jobs that have not ended."""
+        return f"{self.prefix(partition)}left:{tenant}:{batch}"
+
+    def batch_end(self, partition: int, tenant: str, batch: str) -> str:
+        """Stream of one entry: that the batch is over."""
+        return f"{self.prefix(partition)}over:{tenant}:{batch}"
+
+    def batches(self, partition: int) -> str:
+        """Sorted set: every batch that is not over, by the time it was last seen to be whole."""
+        return f"{self.prefix(partition)}batches"
+
+    def pace(self, partition: int, tenant: str) -> str:
+        """Hash: how fast the jobs of a tenant with caps end."""
+        return f"{self.prefix(partition)}pace:{tenant}"
+
     def due(self, partition: int) -> str:
         """Sorted set: retries, deadlines and the end of listings, by their time."""
         return f"{self.prefix(partition)}due"

@@ -16,7 +16,7 @@ import typer
 
 from thinkstream_client.errors import JobError, ServiceError, ThinkstreamError
 
-from . import batch_command, chat_command, job_commands, status_commands
+from . import batch_command, chat_command, dead_commands, job_commands, status_commands
 from .output import print_error
 
 EXIT_SERVICE, EXIT_USAGE, EXIT_JOB, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -41,7 +41,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="markdown",
     )
     app.callback()(thinkstream)
-    for module in (job_commands, chat_command, batch_command, status_commands):
+    for module in (job_commands, chat_command, batch_command, status_commands, dead_commands):
         module.register(app)
     if not _register_service(app):
         for name, text in SERVICE_COMMANDS.items():

@@ -8,9 +8,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from thinkstream_client.core.results import JobResult
-from thinkstream_client.errors import ThinkstreamError
-from thinkstream_client.protocol.functions import Backlog, JobInfo, JobSummary, SessionInfo, TenantInfo
-from thinkstream_client.records import PRIORITIES, JobRef
+from thinkstream_client.errors import RecordInvalid, RequestError, ThinkstreamError
+from thinkstream_client.protocol import wire
+from thinkstream_client.protocol.functions import (
+    Backlog,
+    DeadLetter,
+    JobInfo,
+    JobSummary,
+    SessionInfo,
+    TenantInfo,
+)
+from thinkstream_client.records import PRIORITIES, JobFailure, JobRef
 
 
 def result_object(ref: JobRef, result: JobResult, error: ThinkstreamError | None = None) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def job_object(info: JobInfo) -> dict[str, Any]:
         "grain": info.grain,
         "payload_bytes": None if info.payload is None else len(info.payload),
         "sampling": _sampling(info.note),
-        "error": _failure(info),
+        "error": _failure(info.failure),
     }
 
 
@@ -75,6 +83,21 @@ def replica_object(session: SessionInfo) -> dict[str, Any]:
         "since_ms": session.since_ms,
         "info": session.info,
     }
+
+
+def letter_object(letter: DeadLetter, *, with_request: bool = False) -> dict[str, Any]:
+    """Returns a dead letter; ``request`` is null where its bytes are none."""
+    shown = {
+        "letter": letter.id,
+        "id": letter.ref.job_id,
+        "tenant": letter.ref.tenant,
+        "died_ms": letter.died_ms,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "payload_bytes": len(letter.payload),
+        "error": _failure(letter.failure),
+    }
+    return shown | ({"request": _request(letter.payload)} if with_request else {})
 
 
 def queues_object(backlogs: Sequence[Backlog]) -> dict[str, Any]:
@@ -115,7 +138,15 @@ def _sampling(note: str | None) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def _failure(info: JobInfo) -> dict[str, Any] | None:
-    if info.failure is None:
+def _failure(failure: JobFailure | None) -> dict[str, Any] | None:
+    if failure is None:
         return None
-    return {"code": info.failure.code, "message": info.failure.message, "data": dict(info.failure.data)}
+    return {"code": failure.code, "message": failure.message, "data": dict(failure.data)}
+
+
+def _request(payload: bytes) -> dict[str, Any] | None:
+    try:
+        request = wire.decode_request(payload)
+    except (RecordInvalid, RequestError):
+        return None  # it may be what the letter is dead of
+    return dataclasses.asdict(request)

@@ -19,8 +19,9 @@ from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.records import Finish, JobRef, Request, TokenChunk
 
+from .batch_end import closing_calls
 from .compose import BatchItem, deadline_ms, priority_number
-from .effects import Operation, ask_many
+from .effects import Operation, Sleep, ask_many
 from .follow import MAX_STREAMS, Event, Follower, Submission
 from .result_reader import News
 from .results import BatchResult, ResultBuilder, error_of
@@ -78,6 +79,7 @@ class BatchOptions:
             request=request,
             priority=priority_number(self.priority),
             deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
+            batch=self.batch_id,
         )
 
 
@@ -131,44 +133,53 @@ class BatchCore:
         self._live: dict[JobRef, _Live] = {}
         self._results: deque[BatchResult] = deque()
         self._full_until_s = 0.0
-        self._is_exhausted = False
+        self._is_followed = True
+        self._is_exhausted = self._is_closed = False
+
+    @property
+    def id(self) -> str:
+        """The batch's id."""
+        return self.options.batch_id
 
     @property
     def is_finished(self) -> bool:
         """Whether every item has been answered and its result handed out."""
-        return self._is_exhausted and not (self._pending or self._live or self._results)
+        return self._is_closed and not (self._pending or self._live or self._results)
 
     @property
     def wait_s(self) -> float:
         """How long to wait for events before ``submit_some`` is worth another call."""
-        if self._results:
+        if self._results or self.is_finished:
             return 0.0
         if len(self._live) >= self.options.max_in_flight or (self._is_exhausted and not self._pending):
             return _IDLE_S
         return min(_IDLE_S, max(0.0, self._full_until_s - time.monotonic()))
 
     def submit_some(self) -> Operation[None]:
-        """Submits as many items as one round trip and the room in flight allow.
+        """Submits as many items as one round trip and the room in flight allow, and says which was the last.
 
         Raises:
             ServiceUnavailable: The connection has been lost for too long.
         """
-        if time.monotonic() < self._full_until_s:
-            return
-        self._take_items()
-        calls = self._calls()
-        if not calls:
-            return
-        replies = yield from ask_many(calls, self._patience_s)
-        asked, self._pending = self._pending, deque()
-        for (item, submission), reply in zip(asked, replies, strict=True):
-            if isinstance(reply, QueueFull):
-                self._pending.append((item, submission))
-                self._full_until_s = time.monotonic() + reply.retry_ms / 1000
-            elif isinstance(reply, ThinkstreamError):
-                self._fail(item, submission.ref.job_id, reply)
-            else:
-                self._follow(item, submission)
+        if time.monotonic() >= self._full_until_s:
+            yield from self._submit()
+        if self._is_exhausted and not (self._pending or self._is_closed):
+            calls = closing_calls(self._keys, self.options.tenant, self.id)
+            yield from ask_many(calls, self._patience_s)
+            self._is_closed = True
+
+    def submit_all(self) -> Operation[None]:
+        """Submits every item that is left, whatever is in flight, and follows none of them.
+
+        Raises:
+            ServiceUnavailable: The connection has been lost for too long.
+        """
+        self._is_followed = False
+        while not self._is_closed:
+            yield from self.submit_some()
+            left_s = self._full_until_s - time.monotonic()
+            if self._pending and left_s > 0:
+                yield Sleep(round(left_s * 1000))
 
     def cancel(self) -> Operation[None]:
         """Takes no more items and cancels the jobs in flight. The results of all taken items still come."""
@@ -189,6 +200,24 @@ class BatchCore:
                 self._take_event(ref, live, what)
         while self._results:
             yield self._results.popleft()
+
+    def _submit(self) -> Operation[None]:
+        self._take_items()
+        calls = self._calls()
+        if not calls:
+            return
+        replies = yield from ask_many(calls, self._patience_s)
+        asked, self._pending = self._pending, deque()
+        for (item, submission), reply in zip(asked, replies, strict=True):
+            if isinstance(reply, QueueFull):
+                self._pending.append((item, submission))
+                self._full_until_s = time.monotonic() + reply.retry_ms / 1000
+            elif isinstance(reply, ThinkstreamError):
+                self._fail(item, submission.ref.job_id, reply)
+            elif self._is_followed:
+                self._follow(item, submission)
+            else:
+                self._count(submitted=1)
 
     def _take_items(self) -> None:
         in_flight = len(self._live) + len(self._pending)
@@ -249,6 +278,8 @@ class BatchCore:
 
     def _end(self, ref: JobRef, live: _Live, error: ThinkstreamError | None, finish: Finish | None) -> None:
         del self._live[ref]
+        if not self._live:
+            self._is_closed = False  # it is closed once more: Redis may have gone back behind the first time
         result = live.builder.build(finish)
         if error is None:
             self._count(done=1)

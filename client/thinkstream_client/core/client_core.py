@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from thinkstream_client.errors import (
     ConfigError,
+    InvalidRequest,
     JobNotFound,
     QueueFull,
     ServiceUnavailable,
@@ -17,11 +18,13 @@ from thinkstream_client.errors import (
 from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.functions import BatchEnd
 from thinkstream_client.protocol.server_check import ServerInfo, server_check
 from thinkstream_client.protocol.wire import Terminal
 from thinkstream_client.records import JobRef, JobStatus, Request, TokenChunk
 
 from .batch_core import BatchCore, BatchOptions
+from .batch_end import closing_calls, wait_for_end
 from .compose import BatchItem, deadline_ms, new_job_id, priority_number
 from .effects import Operation, Pipeline, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower, Submission
@@ -40,7 +43,7 @@ class ClientCore:
     """The operations of one client.
 
     Args:
-        keys: Names of the service's keys.
+        settings: Where the service is.
         patience_s: How long a connection that was lost is tried again.
     """
 
@@ -92,10 +95,11 @@ class ClientCore:
                     raise reply
             if full is None:
                 continue
-            if not block or (end_s is not None and time.monotonic() + full.retry_ms / 1000 > end_s):
+            left_ms = full.retry_ms if end_s is None else round((end_s - time.monotonic()) * 1000)
+            if not block or left_ms <= 0:
                 raise full
             pending = refused + pending
-            yield Sleep(full.retry_ms)
+            yield Sleep(min(full.retry_ms, left_ms))
 
     def status(self, ref: JobRef) -> Operation[JobStatus]:
         """Returns a job's status.
@@ -208,6 +212,21 @@ class ClientCore:
             if not confirm or (yield from self._is_durable(ref, len(result.token_ids), server)):
                 return result
 
+    def close_batch(self, tenant: str, batch_id: str) -> Operation[None]:
+        """Says that all jobs of a batch were submitted; saying it again changes nothing."""
+        yield from self.connect()
+        yield from self._all(closing_calls(self._keys, tenant, batch_id))
+
+    def wait_batch(self, tenant: str, batch_id: str, timeout_s: float | None) -> Operation[BatchEnd]:
+        """Waits until the last job of a batch has ended. Asks nothing again and again.
+
+        Raises:
+            BatchNotFound: There is no such batch.
+            TimeoutError: The end did not come in time.
+        """
+        yield from self.connect()
+        return (yield from wait_for_end(self._keys, tenant, batch_id, timeout_s, self._patience_s))
+
     def batch(self, items: Iterator[BatchItem], options: BatchOptions) -> BatchCore:
         """Returns a batch; nothing is submitted before its first ``submit_some``."""
         return BatchCore(items, options, self._keys, patience_s=self._patience_s)
@@ -246,7 +265,13 @@ def job_ref(job_id: object, tenant: object) -> JobRef:
 
 
 def submission_of(
-    request: Request, *, job_id: str | None, tenant: str, priority: str, deadline_s: float | None
+    request: Request,
+    *,
+    job_id: str | None,
+    tenant: str,
+    priority: str,
+    deadline_s: float | None,
+    batch: str | None = None,
 ) -> Submission:
     """Returns a job to be submitted, its deadline counted from now; without an id it gets a new one.
 
@@ -259,4 +284,5 @@ def submission_of(
         request=request,
         priority=priority_number(priority),
         deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
+        batch=batch,
     )

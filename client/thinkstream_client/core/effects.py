@@ -1,8 +1,8 @@
 """How an operation is written once and run by both clients.
 
-An operation is a generator: it yields what it needs done (one command, several in a pipeline, a blocking
-read, a pause) and is sent the reply, or has the error thrown into it. It opens no socket and never waits
-by itself. ``client`` runs operations on a blocking connection, ``aio`` on an event loop.
+An operation is a generator: it yields what it needs done (one command, several in a pipeline, a command
+that waits, a pause) and is sent the reply, or has the error thrown into it. It opens no socket and never
+waits by itself. ``client`` runs operations on a blocking connection, ``aio`` on an event loop.
 """
 
 from __future__ import annotations
@@ -48,13 +48,20 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Run a call that waits in Redis, on a connection kept for such."""
+
+    call: Call[Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """Run several calls at once; the reply is a list with a refusal in the place of a result."""
 
     calls: Sequence[Call[Any]]
 
 
-Effect = Call[Any] | Read | Pipeline | Sleep
+Effect = Call[Any] | Read | Wait | Pipeline | Sleep
 Operation = Generator[Effect, Any, T]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from thinkstream_client.errors import (
+    InvalidRequest,
     JobExpired,
     JobNotFound,
     RecordInvalid,
@@ -55,6 +56,7 @@ class Submission:
         request: What it asks for.
         priority: Number of its class.
         deadline_at_s: When it is too late, on this process's monotonic clock; None is never.
+        batch: The batch it belongs to.
         has_ended: Its end was seen. Whoever has seen it does not submit the job again.
     """
 
@@ -62,6 +64,7 @@ class Submission:
     request: Request
     priority: int = 1
     deadline_at_s: float | None = None
+    batch: str | None = None
     has_ended: bool = False
 
     def call(self, keys: Keys) -> Call[functions.Submitted]:
@@ -69,7 +72,9 @@ class Submission:
         left_ms = None
         if self.deadline_at_s is not None:
             left_ms = round((self.deadline_at_s - time.monotonic()) * 1000)
-        return functions.submit(keys, self.ref, self.request, priority=self.priority, deadline_ms=left_ms)
+        return functions.submit(
+            keys, self.ref, self.request, priority=self.priority, deadline_ms=left_ms, batch=self.batch
+        )
 
     @property
     def is_late(self) -> bool:
@@ -93,7 +98,7 @@ class _Followed:
 
 
 class Follower:
-    """Follows up to ``MAX_STREAMS`` results.
+    """Follows up to ``MAX_STREAMS`` results, all of one partition: in a Cluster one command reads no more.
 
     Args:
         keys: Names of the keys.
@@ -173,7 +178,7 @@ class Follower:
         except StreamForked as forked:
             del self._followed[ref]
             return [Event(ref, (yield from self._where_forked(one.reader, forked)))]
-        except RecordInvalid as error:
+        except (InvalidRequest, RecordInvalid) as error:
             del self._followed[ref]
             return [Event(ref, error)]
         if one.reader.finish is not None:

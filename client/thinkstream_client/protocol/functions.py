@@ -6,7 +6,9 @@ partition ``p``, or to one job, whose partition ``Keys`` knows; loops over parti
 
 from __future__ import annotations
 
+from .batch_calls import BatchEnd, batch_close, batch_exists, read_batch_end
 from .call import Call
+from .dead_calls import DeadLetter, dead_drop, dead_letter, dead_letters, dead_retry
 from .job_calls import Submitted, cancel, confirm, durable, job_cost, submit
 from .read_calls import JobInfo, JobSummary, job_info, job_status, list_jobs, read_results
 from .session_calls import (
@@ -27,12 +29,10 @@ from .session_calls import (
 from .status_calls import (
     Backlog,
     ClassBacklog,
-    DeadLetter,
     Event,
     SessionInfo,
     TenantInfo,
     backlog,
-    dead_letters,
     read_events,
     sessions,
     tenants,
@@ -41,6 +41,7 @@ from .upkeep_calls import Meta, Swept, meta_claim, meta_get, reap, sweep, tenant
 
 __all__ = [
     "Backlog",
+    "BatchEnd",
     "Call",
     "Claimed",
     "ClassBacklog",
@@ -57,12 +58,17 @@ __all__ = [
     "Swept",
     "TenantInfo",
     "backlog",
+    "batch_close",
+    "batch_exists",
     "beat",
     "bye",
     "cancel",
     "claim",
     "confirm",
+    "dead_drop",
+    "dead_letter",
     "dead_letters",
+    "dead_retry",
     "durable",
     "fail",
     "finish",
@@ -74,6 +80,7 @@ __all__ = [
     "meta_claim",
     "meta_get",
     "note",
+    "read_batch_end",
     "read_events",
     "read_results",
     "reap",

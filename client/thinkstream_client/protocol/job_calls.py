@@ -49,6 +49,7 @@ def submit(
     priority: int = 1,
     deadline_ms: int | None = None,
     result_ttl_ms: int = DEFAULT_RESULT_TTL_MS,
+    batch: str | None = None,
 ) -> Call[Submitted]:
     """Adds a job to its tenant's queue; the same job again changes nothing.
 
@@ -59,6 +60,7 @@ def submit(
         priority: 0 high, 1 normal, 2 low.
         deadline_ms: Time from now, by the server's clock, after which the job is not wanted any more.
         result_ttl_ms: How long the result stays after the job's end.
+        batch: The batch that it belongs to; no part of what tells one payload from another.
 
     The call raises:
         Conflict: The id is taken by a job with another payload.
@@ -76,6 +78,8 @@ def submit(
         _check_range("deadline_ms", deadline_ms, -MAX_DEADLINE_MS, MAX_DEADLINE_MS)
     for tag in request.tags:
         check_name("tags", tag)
+    if batch is not None:
+        check_name("batch", batch)
 
     def parse(reply: Any) -> Submitted:
         match reply:
@@ -102,6 +106,7 @@ def submit(
         priority,
         "" if deadline_ms is None else deadline_ms,
         result_ttl_ms,
+        batch or "",
         *dict.fromkeys(request.tags),
     )
     return Call(args, parse)

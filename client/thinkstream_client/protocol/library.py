@@ -16,7 +16,18 @@ LIBRARY = "thinkstream1"
 BUILD = 1
 """Raised with every release that changes the library: the server keeps the highest it has seen."""
 
-_PARTS = ("common", "fairness", "ending", "client_calls", "claim", "worker_calls", "upkeep_calls")
+_PARTS = (
+    "common",
+    "fairness",
+    "pace",
+    "batches",
+    "ending",
+    "client_calls",
+    "claim",
+    "worker_calls",
+    "upkeep_calls",
+    "dead_calls",
+)
 
 
 @functools.cache

@@ -1,16 +1,14 @@
-"""Calls that tell how the service stands: tenants, sessions, backlog, dead letters, events."""
+"""Calls that tell how the service stands: tenants, sessions, backlog, events."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from thinkstream_client.errors import RecordInvalid
 from thinkstream_client.keys import Keys
-from thinkstream_client.records import JobFailure, JobRef, SessionId
+from thinkstream_client.records import JobRef, SessionId
 
 from .call import Call, function_call
-from .wire import decode_failure
 
 _TENANT_FIELDS = ("weight", "jobs", "bytes", "running", "rate")
 
@@ -95,7 +93,7 @@ class Backlog:
         classes: By priority.
         running: Jobs that are owned.
         retrying: Jobs that wait to be tried again.
-        dead: Dead letters ever written.
+        dead: Dead letters.
     """
 
     classes: dict[int, ClassBacklog]
@@ -110,30 +108,10 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """A job that failed for good, or bytes in a queue that are no job.
-
-    Attributes:
-        entry_id: Its place; the first part is server time in ms.
-        ref: The job, as far as it is known.
-        reason: Code of the error, or what was wrong with the entry.
-        attempts: Attempts counted.
-        payload: Its input.
-        failure: The last error.
-    """
-
-    entry_id: str
-    ref: JobRef
-    reason: str
-    attempts: int
-    payload: bytes
-    failure: JobFailure | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened: ``submit``, ``claim``, ``finish``, ``retry``, ``release``, ``reap``,
-    ``repair`` to a job, ``hello``, ``bye``, ``gone`` to a session.
+    ``repair``, ``revive`` to a job, ``batch`` to a batch that has ended, whose id then stands in the place of
+    the job's, ``hello``, ``bye``, ``gone`` to a session.
     """  # noqa: D205
 
     entry_id: str
@@ -176,15 +154,6 @@ def backlog(keys: Keys, p: int) -> Call[Backlog]:
         return Backlog(classes=classes, running=running, retrying=retrying, dead=int(dead))
 
     return Call(function_call("backlog", keys.prefix(p)), parse)
-
-
-def dead_letters(keys: Keys, p: int, *, limit: int = 100) -> Call[list[DeadLetter]]:
-    """Lists dead letters, newest first."""
-
-    def parse(reply: Any) -> list[DeadLetter]:
-        return [_dead_letter(entry_id, _pairs(fields)) for entry_id, fields in reply]
-
-    return Call(("XREVRANGE", keys.dead(p), "+", "-", "COUNT", limit), parse)
 
 
 def read_events(
@@ -252,23 +221,6 @@ def _session(name: bytes, lease_left_ms: int, owned: int, flat: Any) -> SessionI
         since_ms=int(found.get("since", "0")),
         alone=JobRef(tenant, job_id) if job_id else None,
         info={f.removeprefix("info:"): v for f, v in found.items() if f.startswith("info:")},
-    )
-
-
-def _dead_letter(entry_id: bytes, found: dict[str, bytes]) -> DeadLetter:
-    failure = None
-    if found.get("error"):
-        try:
-            failure = decode_failure(found["error"])
-        except RecordInvalid:
-            failure = None
-    return DeadLetter(
-        entry_id=entry_id.decode(),
-        ref=_ref(found),
-        reason=found.get("reason", b"").decode(errors="replace"),
-        attempts=int(found.get("attempts", b"0")),
-        payload=found.get("payload", b""),
-        failure=failure,
     )
 
 

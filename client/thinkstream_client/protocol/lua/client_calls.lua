@@ -1,21 +1,29 @@
 -- What clients call: submit, cancel, confirm, list.
 
-local FULL_RETRY_MS = 1000
-
+-- Which cap a job of so many bytes would break, and when there may be room; nil where there is room.
 local function cap_reached(P, tenant, bytes)
   local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
   local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
   local max_jobs, max_bytes = tonumber(caps[1]) or 0, tonumber(caps[2]) or 0
   if max_jobs > 0 and (tonumber(used[1]) or 0) + 1 > max_jobs then
-    return 'jobs'
+    return 'jobs', retry_ms(P, tenant)
   end
-  if max_bytes > 0 and (tonumber(used[2]) or 0) + bytes > max_bytes then
-    return 'bytes'
+  local excess = (tonumber(used[2]) or 0) + bytes - max_bytes
+  if max_bytes > 0 and excess > 0 then
+    return 'bytes', retry_ms(P, tenant, excess)
   end
   return nil
 end
 
--- ARGV: tenant, id, digest, payload, grain, cost, priority, deadline_ms or '', ttl_ms, tags...
+-- Puts a job into the lists of its tenant. Tags are joined by colons.
+local function index_job(P, tenant, id, tags, now)
+  redis.call('ZADD', P .. 'jobs:' .. tenant, now, id)
+  for tag in string.gmatch(tags, '[^:]+') do
+    redis.call('ZADD', P .. 'tag:' .. tenant .. ':' .. tag, now, id)
+  end
+end
+
+-- ARGV: tenant, id, digest, payload, grain, cost, priority, deadline_ms or '', ttl_ms, batch or '', tags...
 local function submit(keys, argv)
   local P, tenant, id, digest, payload = keys[1], argv[1], argv[2], argv[3], argv[4]
   local priority, deadline_ms = argv[7], tonumber(argv[8])
@@ -28,13 +36,13 @@ local function submit(keys, argv)
   if deadline_ms and deadline_ms <= 0 then
     return { 'DEADLINE' }
   end
-  local cap = cap_reached(P, tenant, #payload)
+  local cap, after_ms = cap_reached(P, tenant, #payload)
   if cap then
-    return { 'FULL', cap, FULL_RETRY_MS }
+    return { 'FULL', cap, after_ms }
   end
   local now = now_ms()
   local job = { tenant = tenant, id = id, member = member, bytes = #payload }
-  local tags = table.concat(argv, ':', 10)
+  local tags = table.concat(argv, ':', 11)
   -- A stream without a hash is of a former life; its length would be taken for tokens of this one.
   redis.call('DEL', key, P .. 'out:' .. member)
   local entry = redis.call('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', argv[6])
@@ -47,9 +55,10 @@ local function submit(keys, argv)
   end
   enter(P, priority, tenant)
   account(P, job, 'queued')
-  redis.call('ZADD', P .. 'jobs:' .. tenant, now, id)
-  for i = 10, #argv do
-    redis.call('ZADD', P .. 'tag:' .. tenant .. ':' .. argv[i], now, id)
+  index_job(P, tenant, id, tags, now)
+  if argv[10] ~= '' then
+    redis.call('HSET', key, 'batch', argv[10])
+    join_batch(P, tenant, argv[10], id, now)
   end
   event(P, 'submit', job, 'queued')
   return { 'OK', 'queued' }

@@ -43,7 +43,8 @@ local function load_job(P, member)
     return nil, 'broken'
   end
   local v = redis.pcall('HMGET', P .. 'job:' .. member, 'status', 'grain', 'cost', 'entry', 'mk', 'attempts',
-    'owner', 'deadline', 'priority', 'suspect', 'claim_n', 'claims', 'submitted', 'ttl', 'bytes', 'tags', 'charged')
+    'owner', 'deadline', 'priority', 'suspect', 'claim_n', 'claims', 'submitted', 'ttl', 'bytes', 'tags', 'charged',
+    'batch')
   if v.err then
     return nil, 'broken'
   end
@@ -56,6 +57,7 @@ local function load_job(P, member)
     deadline = tonumber(v[8]) or 0, priority = tonumber(v[9]), suspect = v[10] == '1',
     claim_n = tonumber(v[11]) or 0, claims = tonumber(v[12]) or 0, submitted = tonumber(v[13]),
     ttl = tonumber(v[14]), bytes = tonumber(v[15]) or 0, tags = v[16] or '', charged = tonumber(v[17]),
+    batch = v[18] or '',
   }
   if not (job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl) then
     return nil, 'broken'
@@ -84,10 +86,18 @@ local function account(P, job, status)
   job.status = status
 end
 
-local function dead_letter(P, tenant, id, reason, attempts, payload, failure)
-  redis.call('XADD', P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', 'tenant', tenant, 'job', id, 'reason', reason,
-    'attempts', attempts, 'payload', payload or '', 'error', failure or '')
-  redis.call('HINCRBY', P .. 'wfq:0', 'dead', 1)
+-- Keeps what could not be done. With a job as load_job gives it the letter holds all that makes it one again.
+local function dead_letter(P, tenant, id, reason, attempts, payload, failure, job)
+  local letter = { 'tenant', tenant, 'job', id, 'reason', reason, 'attempts', attempts, 'payload', payload or '',
+    'error', failure or '' }
+  if job then
+    local digest = redis.pcall('HGET', P .. 'job:' .. job.member, 'digest')
+    for _, part in ipairs({ 'digest', type(digest) == 'string' and digest or '', 'grain', job.grain, 'cost', job.cost,
+      'priority', job.priority, 'ttl', job.ttl, 'tags', job.tags }) do
+      letter[#letter + 1] = part
+    end
+  end
+  redis.call('XADD', P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', unpack(letter))
 end
 
 -- The session's lease length, or nil if the caller is not that session (any more).

@@ -32,7 +32,11 @@ local function conclude(P, job, now, reason, n, failure)
   redis.call('ZREM', P .. 'due', 'deadline:' .. job.member)
   -- The indexes forget the job after its hash is gone, one second later to be sure.
   redis.call('ZADD', P .. 'due', now + job.ttl + DAY_MS + 1000, 'forget:' .. job.member .. ':' .. job.tags)
+  note_end(P, job.tenant, now)
   event(P, 'finish', job, status, job.owner)
+  if job.batch ~= '' then
+    leave_batch(P, job.tenant, job.batch, job.id, status, now)
+  end
 end
 
 -- Writes the terminal entry for an owner that cannot. A stream that is not ours, or sealed by others, keeps
@@ -58,6 +62,11 @@ local function write_off(P, member, now)
   redis.pcall('HSET', P .. 'job:' .. member, 'status', 'failed', 'reason', 'failed', 'finished', now)
   redis.call('PEXPIRE', P .. 'job:' .. member, DAY_MS)
   redis.call('PEXPIRE', P .. 'out:' .. member, DAY_MS)
+  local tenant, id = split(member)
+  local batch = redis.pcall('HGET', P .. 'job:' .. member, 'batch')
+  if tenant and type(batch) == 'string' then
+    leave_batch(P, tenant, batch, id, 'failed', now)
+  end
 end
 
 -- Ends a job as failed and keeps its input among the dead letters.
@@ -66,7 +75,7 @@ local function bury(P, job, now, failure)
   if type(payload) ~= 'string' then
     payload = ''
   end
-  dead_letter(P, job.tenant, job.id, failure.code or '', job.attempts, payload, cmsgpack.pack(failure))
+  dead_letter(P, job.tenant, job.id, failure.code or '', job.attempts, payload, cmsgpack.pack(failure), job)
   seal(P, job, now, 'failed', failure)
 end
 

@@ -106,14 +106,16 @@ local function repair(P, now, done)
   end
 end
 
--- Forgets the virtual time of tenants that would enter at vmin anyway.
+-- Forgets the virtual time of tenants that would enter at vmin anyway, and of all where nobody waits: they
+-- start level again.
 local function tidy_virtual_times(P)
   for _, class in ipairs(CLASSES) do
     local wfq = P .. 'wfq:' .. class
     local v = redis.call('HMGET', wfq, 'vmin', 'cursor')
+    local level = redis.call('EXISTS', P .. 'ready:' .. class) == 0 and math.huge or tonumber(v[1]) or 0
     local page = redis.call('HSCAN', wfq, v[2] or '0', 'MATCH', 'vt:*', 'COUNT', 64)
     for i = 1, #page[2], 2 do
-      if tonumber(page[2][i + 1]) <= (tonumber(v[1]) or 0) then
+      if tonumber(page[2][i + 1]) <= level then
         redis.call('HDEL', wfq, page[2][i])
       end
     end
@@ -145,6 +147,7 @@ local function sweep(keys)
   local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0 }
   do_due(P, now, done)
   repair(P, now, done)
+  check_batches(P, now)
   find_queues(P)
   tidy_virtual_times(P)
   return { done.retried, done.expired, done.repaired }
@@ -183,8 +186,9 @@ local function backlog(keys)
       rows[#rows + 1] = { class, tenant, type(length) == 'number' and length or 0 }
     end
   end
-  local v = redis.call('HMGET', P .. 'wfq:0', 'retrying', 'dead')
-  return { rows, redis.call('ZCARD', P .. 'running'), tonumber(v[1]) or 0, tonumber(v[2]) or 0 }
+  local dead = redis.pcall('XLEN', P .. 'dead')
+  return { rows, redis.call('ZCARD', P .. 'running'), tonumber(redis.call('HGET', P .. 'wfq:0', 'retrying')) or 0,
+    type(dead) == 'number' and dead or 0 }
 end
 
 local function sessions(keys)

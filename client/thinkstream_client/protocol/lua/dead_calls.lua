@@ -1,0 +1,75 @@
+-- What operators do about dead letters: try the job again, or drop the letter.
+
+local function find_letter(P, entry)
+  local found = redis.pcall('XRANGE', P .. 'dead', entry, entry)
+  if not found[1] then
+    return nil
+  end
+  local letter, fields = {}, found[1][2]
+  for i = 1, #fields, 2 do
+    letter[fields[i]] = fields[i + 1]
+  end
+  return letter
+end
+
+-- Writes the stream anew without its terminal entry: Redis takes nothing behind that id, removed or not. A
+-- stream that is gone or does not add up begins empty. Returns the number of its markers.
+local function unseal(P, out, mk, grain)
+  local entries = redis.pcall('XRANGE', out, '-', '+')
+  redis.call('DEL', out)
+  local last = entries[#entries]
+  if last and last[1] == SEAL_ID then
+    entries[#entries] = nil
+    last = entries[#entries]
+  end
+  if not last or mk < 1
+    or string.match(last[1], '^(%d+)-') ~= string.format('%.0f', (#entries - mk) * grain) then
+    return 0
+  end
+  for _, entry in ipairs(entries) do
+    redis.call('XADD', out, entry[1], unpack(entry[2]))
+  end
+  return mk
+end
+
+-- ARGV: the letter's entry. Its job is in line again: same id, attempts from zero, behind its tokens. It has
+-- no deadline any more and stays out of its batch, which has counted it.
+local function dead_retry(keys, argv)
+  local P, entry, now = keys[1], argv[1], now_ms()
+  local letter = find_letter(P, entry)
+  if not letter then
+    return { 'MISSING' }
+  end
+  if not letter.digest or letter.digest == '' or letter.payload == '' then
+    return { 'NOTHING' }
+  end
+  local member = letter.tenant .. ':' .. letter.job
+  local key = P .. 'job:' .. member
+  local known = redis.call('HMGET', key, 'status', 'mk', 'claims')
+  if known[1] and known[1] ~= 'failed' then
+    return { 'OTHER', letter.job, known[1] }
+  end
+  local mk = unseal(P, P .. 'out:' .. member, tonumber(known[2]) or 0, tonumber(letter.grain))
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'digest', letter.digest, 'payload', letter.payload, 'grain', letter.grain,
+    'cost', letter.cost, 'mk', mk, 'claims', known[3] or 0, 'priority', letter.priority, 'submitted', now,
+    'ttl', letter.ttl, 'bytes', #letter.payload, 'tags', letter.tags, 'charged', letter.cost)
+  redis.call('ZREM', P .. 'due', 'forget:' .. member .. ':' .. letter.tags)
+  index_job(P, letter.tenant, letter.job, letter.tags, now)
+  requeue(P, { tenant = letter.tenant, id = letter.job, member = member, priority = letter.priority,
+    submitted = now, bytes = #letter.payload, attempts = 0, suspect = false, status = 'failed' }, 'revive')
+  redis.call('XDEL', P .. 'dead', entry)
+  return { 'OK', letter.tenant, letter.job }
+end
+
+-- ARGV: the letter's entry
+local function dead_drop(keys, argv)
+  if not find_letter(keys[1], argv[1]) then
+    return { 'MISSING' }
+  end
+  redis.call('XDEL', keys[1] .. 'dead', argv[1])
+  return { 'OK' }
+end
+
+redis.register_function('ts1_dead_retry', dead_retry)
+redis.register_function { function_name = 'ts1_dead_drop', callback = dead_drop, flags = { 'allow-oom' } }

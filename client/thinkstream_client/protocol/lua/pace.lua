@@ -1,0 +1,41 @@
+-- How fast a tenant's jobs end, for telling a client that was refused when to come back.
+--
+-- A moving average of the time between two ends, kept only for tenants that have a cap, and forgotten by
+-- itself when none of their jobs has ended for a while.
+
+local PACE_TTL_MS = 600000
+local PACE_SHARE = 16 -- an end moves the average by a sixteenth of what it differs
+local UNKNOWN_MS, MIN_RETRY_MS, MAX_RETRY_MS = 1000, 100, 60000
+
+local function note_end(P, tenant, now)
+  local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
+  if not (caps[1] or caps[2]) then
+    return
+  end
+  local key = P .. 'pace:' .. tenant
+  local v = redis.call('HMGET', key, 'every_ms', 'last')
+  local every_ms, passed = tonumber(v[1]), v[2] and math.max(0, now - tonumber(v[2]))
+  if passed then
+    every_ms = every_ms and every_ms + (passed - every_ms) / PACE_SHARE or passed
+    redis.call('HSET', key, 'every_ms', string.format('%.3f', every_ms))
+  end
+  redis.call('HSET', key, 'last', now)
+  redis.call('PEXPIRE', key, PACE_TTL_MS)
+end
+
+-- When there may be room: the usual time between ends, or that since the last one where it is longer, times
+-- the jobs of mean size that must go first.
+local function retry_ms(P, tenant, excess_bytes)
+  local v = redis.call('HMGET', P .. 'pace:' .. tenant, 'every_ms', 'last')
+  if not v[1] then
+    return UNKNOWN_MS
+  end
+  local num_jobs = 1
+  if excess_bytes then
+    local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
+    local mean = (tonumber(used[2]) or 0) / math.max(1, tonumber(used[1]) or 0)
+    num_jobs = math.max(1, math.ceil(excess_bytes / math.max(1, mean)))
+  end
+  local wait = math.max(tonumber(v[1]), now_ms() - tonumber(v[2])) * num_jobs
+  return math.floor(math.min(MAX_RETRY_MS, math.max(MIN_RETRY_MS, wait)))
+end

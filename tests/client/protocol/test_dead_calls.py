@@ -1,0 +1,141 @@
+"""Dead letters: a retried job goes on where it stopped, on both servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from thinkstream_client.errors import InvalidRequest, RecordInvalid
+from thinkstream_client.keys import Keys
+from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import StepReply, StepRow
+from thinkstream_client.records import JobFailure, JobRef, JobStatus, Request, SessionId
+from thinkstream_client.settings import RedisSettings
+
+KEYS, SESSION, REF = Keys(), SessionId("w.1"), JobRef("a", "job")
+FAILURE = JobFailure(code="JobFailed", message="no")
+REQUEST = Request(prompt="hi", grain=2, tags=("t", "u"))
+
+
+class Partition:
+    """A server with one job that has died behind two entries of its result."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = Connection(RedisSettings(url))
+        self.run = self._connection.run
+        self.raw: Any = redis.Redis.from_url(url)
+        self.run(functions.hello(KEYS, 0, SESSION, "n", replica="w", slots=9, lease_ms=60_000, info={}))
+        self.run(functions.submit(KEYS, REF, REQUEST, priority=2, deadline_ms=90_000, batch="b"))
+        self.letter = self.die(2)
+
+    def die(self, num_entries: int) -> str:
+        """Claims the job, brings some entries and fails it; returns the letter's id."""
+        (one,) = self.run(functions.claim(KEYS, 0, SESSION, 1))
+        for number in range(num_entries):
+            length = one.n // one.grain + one.mk + number
+            row = StepRow(REF, length, wire.encode_entry((5, 6), 0, ""), one.mk, one.grain)
+            assert self.run(functions.step(KEYS, 0, SESSION, "n", [row])) == [StepReply.OK]
+        self.run(functions.fail(KEYS, 0, SESSION, "n", REF, failure=FAILURE, retry=False))
+        return self.run(functions.dead_letters(KEYS, 0))[0].id
+
+    def ids(self) -> list[str]:
+        return [entry_id.decode() for entry_id, _ in self.raw.xrange(KEYS.out(REF))]
+
+    def close(self) -> None:
+        self._connection.close()
+        self.raw.close()
+
+
+@pytest.fixture
+def partition(any_redis_url: str) -> Iterator[Partition]:
+    partition = Partition(any_redis_url)
+    yield partition
+    partition.close()
+
+
+def test_a_retried_job_goes_on_behind_its_tokens(partition: Partition) -> None:
+    assert partition.run(functions.dead_retry(KEYS, partition.letter)) == REF
+    info = partition.run(functions.job_info(KEYS, REF))
+    assert (info.status, info.attempts, info.suspect, info.mk) == (JobStatus.QUEUED, 0, False, 1)
+    assert (info.priority, info.tags, info.deadline_at_ms, info.failure) == (2, ("t", "u"), None, None)
+    assert partition.ids() == ["0-1", "2-0", "4-0"]
+    assert partition.raw.ttl(KEYS.out(REF)) == partition.raw.ttl(KEYS.job(REF)) == -1
+    assert partition.raw.zrange(KEYS.due(0), 0, -1) == []
+    assert partition.run(functions.tenants(KEYS, 0))[0].num_queued == 1
+    (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    assert (one.n, one.mk, wire.decode_request(one.payload)) == (4, 2, REQUEST)
+    row = StepRow(REF, 4, wire.encode_entry((5, 6), 0, ""), 2, 2)
+    assert partition.run(functions.step(KEYS, 0, SESSION, "n", [row])) == [StepReply.OK]
+    assert partition.ids() == ["0-1", "2-0", "4-0", "4-2", "6-0"]
+    again = partition.run(functions.submit(KEYS, REF, REQUEST))
+    assert not again.created, "it is the same job"
+
+
+def test_a_job_may_die_and_be_retried_again(partition: Partition) -> None:
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    letter = partition.die(1)
+    assert partition.run(functions.backlog(KEYS, 0)).dead == 1
+    partition.run(functions.dead_retry(KEYS, letter))
+    (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    assert (one.n, one.mk) == (6, 3)
+    assert partition.run(functions.backlog(KEYS, 0)).dead == 0
+
+
+def _expire_result(raw: Any) -> None:
+    raw.delete(KEYS.out(REF))
+
+
+def _expire_job(raw: Any) -> None:
+    raw.delete(KEYS.out(REF), KEYS.job(REF))
+
+
+def _spoil_result(raw: Any) -> None:
+    raw.delete(KEYS.out(REF))
+    raw.set(KEYS.out(REF), "rubbish")
+
+
+@pytest.mark.parametrize("lose", [_expire_result, _expire_job, _spoil_result])
+def test_what_has_expired_begins_anew(partition: Partition, lose: Callable[[Any], None]) -> None:
+    lose(partition.raw)
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    assert (one.n, one.mk, one.priority) == (0, 1, 2)
+    assert partition.ids() == ["0-1"]
+    assert [job.ref for job in partition.run(functions.list_jobs(KEYS, 0, "a", tag="u"))] == [REF]
+
+
+def test_a_job_that_lives_is_not_retried(partition: Partition) -> None:
+    entry = partition.raw.xrange(KEYS.dead(0))[0]
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    partition.raw.xadd(KEYS.dead(0), entry[1])  # a letter of a life that is over
+    letter = partition.run(functions.dead_letters(KEYS, 0))[0].id
+    with pytest.raises(InvalidRequest, match="job job is queued"):
+        partition.run(functions.dead_retry(KEYS, letter))
+    assert partition.run(functions.dead_letter(KEYS, letter)).ref == REF
+
+
+def test_what_is_no_job_can_only_be_dropped(partition: Partition) -> None:
+    partition.raw.xadd(KEYS.queue(0, 1, "a"), {"job": "nobody"})
+    partition.run(functions.sweep(KEYS, 0))
+    partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    letter = partition.run(functions.dead_letters(KEYS, 0))[0]
+    assert letter.reason == "missing"
+    with pytest.raises(RecordInvalid, match="holds no job"):
+        partition.run(functions.dead_retry(KEYS, letter.id))
+    partition.run(functions.dead_drop(KEYS, letter.id))
+    with pytest.raises(InvalidRequest, match="that is there"):
+        partition.run(functions.dead_drop(KEYS, letter.id))
+
+
+def test_ids_name_the_partition_where_there_are_several(partition: Partition) -> None:
+    keys = Keys(num_partitions=3)
+    assert functions.dead_letter(keys, "7-1@2").args[1] == keys.dead(2)
+    for wrong in ("7-1@3", "7", "7-1@", "x-1"):
+        with pytest.raises(InvalidRequest):
+            functions.dead_drop(keys, wrong)
+    (letter,) = partition.run(functions.dead_letters(KEYS, 0))
+    assert letter.id == letter.entry_id
