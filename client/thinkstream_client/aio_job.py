@@ -136,7 +136,11 @@ class AsyncJob:
             from_index: Tokens that the caller has already.
             timeout_s: How long to wait for the end.
 
+        Raises:
+            InvalidRequest: ``from_index`` is below 0.
+
         Iterating raises:
+            InvalidRequest: The result ended before ``from_index``.
             JobNotFound, ResultExpired: There is nothing to read.
             JobFailed, PromptTooLong, JobExpired, JobCancelled: How it ended, after the last token.
             StreamForked: Redis lost tokens that were read, and others followed.

@@ -70,7 +70,11 @@ class JobRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Raises:
+        InvalidRequest: The role is unknown, or the content is no text.
+    """
 
     role: str
     content: str
@@ -78,6 +82,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ("system", "user", "assistant"):
             raise InvalidRequest("messages.role", self.role, "system, user or assistant")
+        _instance("messages.content", self.content, str, "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +161,7 @@ class Request:
         tags: Labels to find the job by.
 
     Raises:
-        InvalidRequest: A value outside its range.
+        InvalidRequest: A value of another type or outside its range.
     """
 
     prompt: str | None = None
@@ -170,6 +175,7 @@ class Request:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
         if len(given) != 1:
             raise InvalidRequest("prompt", given, "exactly one of prompt, messages and token_ids")
+        self._check_types()
         _integer("grain", self.grain, 1, 1024, prefix="")
         if not 1 <= self.num_prompt_bytes <= MAX_PROMPT_BYTES:
             raise InvalidRequest(given[0], f"{self.num_prompt_bytes} bytes", f"1 to {MAX_PROMPT_BYTES} bytes")
@@ -177,6 +183,18 @@ class Request:
             _integer("token_ids", token_id, 0, (1 << 31) - 1, prefix="")
         if len(self.tags) > MAX_TAGS:
             raise InvalidRequest("tags", self.tags, f"up to {MAX_TAGS} tags")
+
+    def _check_types(self) -> None:
+        if self.prompt is not None:
+            _instance("prompt", self.prompt, str, "text")
+        if self.messages is not None and not _is_sequence_of(self.messages, Message):
+            raise InvalidRequest("messages", self.messages, "a sequence of messages")
+        if self.token_ids is not None and not _is_sequence_of(self.token_ids, int):
+            raise InvalidRequest("token_ids", self.token_ids, "a sequence of integers")
+        _instance("sampling", self.sampling, SamplingParams, "sampling parameters")
+        _instance("grain", self.grain, int, "an integer in [1, 1024]")
+        if not _is_sequence_of(self.tags, str):
+            raise InvalidRequest("tags", self.tags, "a sequence of names")
 
     @property
     def num_prompt_bytes(self) -> int:
@@ -260,6 +278,11 @@ class Finish:
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     error: JobFailure | None = None
+
+
+def _instance(field: str, value: object, kind: type, allowed: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRequest(field, value, allowed)
 
 
 def _is_sequence_of(value: object, kind: type) -> bool:

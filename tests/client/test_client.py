@@ -82,6 +82,22 @@ def test_stream_from_any_index(client: Client, worker: Worker, live: bool, start
     assert ids == list(range(5 + start, 45))
 
 
+@pytest.mark.parametrize("start", [-1, True, "3", None])
+def test_start_of_a_stream_is_a_number_of_tokens(client: Client, start: object) -> None:
+    job = client.submit("Hello")
+    with pytest.raises(InvalidRequest, match=r"^from_index: "):
+        job.stream(start)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_start_behind_the_end(client: Client, worker: Worker) -> None:
+    worker.start()
+    job = client.submit("Hello")
+    job.result(timeout_s=10)
+    assert next(job.stream(8, timeout_s=10)).text == "!"
+    with pytest.raises(InvalidRequest, match="from_index: got 9, allowed: up to 8"):
+        next(job.stream(9, timeout_s=10))
+
+
 def test_another_process_goes_on_where_the_first_stopped(
     client: Client, worker: Worker, redis_url: str
 ) -> None:

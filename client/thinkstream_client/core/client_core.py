@@ -167,7 +167,13 @@ class ClientCore:
         from_index: int = 0,
         timeout_s: float | None = None,
     ) -> ResultStream:
-        """Returns a stream of a job's chunks; nothing is asked before its first ``next_chunk``."""
+        """Returns a stream of a job's chunks; nothing is asked before its first ``next_chunk``.
+
+        Raises:
+            InvalidRequest: ``from_index`` is no number of tokens.
+        """
+        if isinstance(from_index, bool) or not isinstance(from_index, int) or from_index < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest("from_index", from_index, "an integer from 0")
         follower = Follower(self._keys, patience_s=self._patience_s)
         return ResultStream(follower, ref, from_index=from_index, submission=submission, timeout_s=timeout_s)
 

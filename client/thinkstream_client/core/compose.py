@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from thinkstream_client.errors import InvalidRequest
 from thinkstream_client.keys import check_name
 from thinkstream_client.records import PRIORITIES, Message, Request, SamplingParams
+
+T = TypeVar("T")
 
 LIVE_GRAIN = 1
 """Tokens per entry of a stream that somebody watches."""
@@ -84,7 +86,8 @@ def deadline_ms(deadline_s: float | None) -> int | None:
     """
     if deadline_s is None:
         return None
-    if isinstance(deadline_s, bool) or not 0 < deadline_s <= 1e9:
+    is_number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_number or not 0 < deadline_s <= 1e9:
         raise InvalidRequest("deadline_s", deadline_s, "a number above 0")
     return max(1, round(deadline_s * 1000))
 
@@ -136,15 +139,14 @@ def compose_request(
     """
     if sampling is not None and fields:
         raise InvalidRequest("sampling", sorted(fields), "either sampling or single fields, not both")
-    if prompt is not None and not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest("prompt", prompt, "text")
+    turns = None if messages is None else _several("messages", messages, "a sequence of messages")
     return Request(
         prompt=prompt,
-        messages=None if messages is None else tuple(_message(m) for m in messages),
-        token_ids=None if token_ids is None else tuple(token_ids),
+        messages=None if turns is None else tuple(_message(turn) for turn in turns),
+        token_ids=None if token_ids is None else _several("token_ids", token_ids, "a sequence of integers"),
         sampling=sampling if sampling is not None else sampling_from_fields(fields or {}),
         grain=LIVE_GRAIN if stream else BULK_GRAIN,
-        tags=tuple(check_name("tags", tag) for tag in _not_text("tags", tags)),
+        tags=_labels(tags),
     )
 
 
@@ -161,8 +163,8 @@ def batch_items(
     Raises:
         InvalidRequest: A tag is no name.
     """
-    labels = tuple(check_name("tags", tag) for tag in _not_text("tags", tags))
-    for number, one in enumerate(given, start=1):
+    labels = _labels(tags)
+    for number, one in enumerate(_prompts(given), start=1):
         item = one if isinstance(one, BatchItem) else _bulk_item(one, number, sampling)
         if item.request is not None and labels:
             item = _labelled(item, item.request, labels)
@@ -191,7 +193,7 @@ def bulk_requests(given: Iterable[str | Request], sampling: SamplingParams | Non
     Raises:
         InvalidRequest: One of them cannot be taken; names its place, from 1.
     """
-    for number, one in enumerate(given, start=1):
+    for number, one in enumerate(_prompts(given), start=1):
         try:
             request = _bulk_request(one, sampling)
         except InvalidRequest as error:
@@ -205,22 +207,30 @@ def _bulk_request(given: str | Request, sampling: SamplingParams | None) -> Requ
     return compose_request(prompt=given, sampling=sampling, stream=False)
 
 
-def _not_text(field: str, names: Iterable[str]) -> Iterable[str]:
+def _labels(tags: Iterable[str]) -> tuple[str, ...]:
+    return tuple(check_name("tags", tag) for tag in _several("tags", tags, "a sequence of names"))
+
+
+def _prompts(given: Iterable[T]) -> Iterable[T]:
+    if isinstance(given, str):
+        raise InvalidRequest("requests", given, "a sequence of prompts")
+    return given
+
+
+def _several(field: str, given: Iterable[T], allowed: str) -> tuple[T, ...]:
     # A text is a sequence of texts too, and never what was meant.
-    if isinstance(names, str):
-        raise InvalidRequest(field, names, "a sequence of names")
-    return names
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(field, given, allowed)
+    return tuple(given)
 
 
 def _message(given: Message | Mapping[str, str] | tuple[str, str]) -> Message:
-    if isinstance(given, Message):
-        return given
-    if isinstance(given, Mapping):
-        if set(given) != {"role", "content"}:
-            raise InvalidRequest("messages", sorted(given), "role and content")
-        role, content = given["role"], given["content"]
-    else:
-        role, content = given
-    if not isinstance(content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest("messages.content", content, "text")
-    return Message(role, content)
+    match given:
+        case Message():
+            return given
+        case Mapping() if set(given) == {"role", "content"}:
+            return Message(given["role"], given["content"])
+        case (role, content):
+            return Message(role, content)
+        case _:
+            raise InvalidRequest("messages", given, "role and content of each")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
-from thinkstream_client.errors import RecordInvalid, StreamForked
+from thinkstream_client.errors import InvalidRequest, RecordInvalid, StreamForked
 from thinkstream_client.protocol import wire
 from thinkstream_client.records import Finish, JobRef, TokenChunk
 
@@ -51,6 +51,7 @@ class ResultReader:
 
         Raises:
             StreamForked: They do not go on from what was read before.
+            InvalidRequest: The result ended before the token that was to be read from.
             RecordInvalid: One of them is not ours.
         """
         news: list[News] = []
@@ -104,6 +105,10 @@ class ResultReader:
         return [TokenChunk(index=entry.index, token_ids=tuple(new_ids), text=entry.text, logprobs=logprobs)]
 
     def _end(self, finish: Finish) -> list[News]:
+        if not self._ids and finish.num_tokens < self._start:
+            raise InvalidRequest(
+                "from_index", self._start, f"up to {finish.num_tokens}, where the result ends"
+            )
         if finish.num_tokens != self.num_tokens:
             raise StreamForked(self.ref.job_id, min(self._start, finish.num_tokens))
         self.finish = finish

@@ -56,12 +56,12 @@ def decode_request(data: bytes) -> Request:
         raise RecordInvalid(f"not a request of version {VERSION}")
     _refuse_unknown(record, _REQUEST_FIELDS, "")
     return Request(
-        prompt=_optional(record, "prompt", _text),
+        prompt=record.get("prompt"),
         messages=_optional(record, "messages", _messages),
         token_ids=_optional(record, "token_ids", _token_ids),
         sampling=_sampling(record.get("sampling", {})),
         grain=record.get("grain", 1),
-        tags=_strings("tags", record.get("tags", [])),
+        tags=_tuple_of(record.get("tags", ())),
     )
 
 
@@ -109,16 +109,9 @@ def _optional(record: dict[Any, Any], name: str, read: Callable[[str, Any], _T])
     return None if value is None else read(name, value)
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(name, value, "text")
-    return value
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...]:
-    if not is_list(value):
-        raise InvalidRequest(name, value, "a list of texts")
-    return tuple(_text(name, one) for one in value)
+def _tuple_of(value: Any) -> Any:
+    """A list as the tuple that a record holds; the record itself refuses what else it may be."""
+    return tuple(value) if is_list(value) else value
 
 
 def _messages(name: str, value: Any) -> tuple[Message, ...]:
@@ -129,8 +122,7 @@ def _messages(name: str, value: Any) -> tuple[Message, ...]:
         if not is_map(one):
             raise InvalidRequest(name, one, "a map with role and content")
         _refuse_unknown(one, ("role", "content"), "messages.")
-        role = _text("messages.role", one.get("role"))
-        messages.append(Message(role, _text("messages.content", one.get("content"))))
+        messages.append(Message(one.get("role"), one.get("content")))  # type: ignore[arg-type]  # checked there
     return tuple(messages)
 
 
@@ -146,6 +138,6 @@ def _sampling(value: Any) -> SamplingParams:
     record = dict(value)
     _refuse_unknown(record, _SAMPLING_FIELDS, "sampling.")
     for name in ("stop", "stop_token_ids"):
-        if isinstance(record.get(name), list):
-            record[name] = tuple(record[name])
+        if name in record:
+            record[name] = _tuple_of(record[name])
     return SamplingParams(**record)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from thinkstream_client.core.result_reader import ResultReader
-from thinkstream_client.errors import RecordInvalid, StreamForked
+from thinkstream_client.errors import InvalidRequest, RecordInvalid, StreamForked
 from thinkstream_client.protocol.wire import Broken, Entry, Marker, Terminal, chain_crc, initial_crc
 from thinkstream_client.records import (
     Finish,
@@ -98,6 +98,15 @@ def test_reader_from_the_middle_checks_from_its_first_entry_on() -> None:
     reader.feed(entries([1, 2, 3], 1)[2:])
     with pytest.raises(StreamForked):
         reader.feed(entries([1, 9, 3, 4], 1)[3:])
+
+
+def test_start_behind_the_end_is_no_fork() -> None:
+    with pytest.raises(InvalidRequest, match="from_index: got 100, allowed: up to 3"):
+        ResultReader(REF, 100).feed([marker(0, 1), end(3)])
+    reader = ResultReader(REF, 2)
+    reader.feed(entries([1, 2, 3], 1)[2:])
+    with pytest.raises(StreamForked):  # a token was read that is not there any more
+        reader.feed([end(1)])
 
 
 def test_foreign_entry_is_no_token() -> None:
