@@ -15,6 +15,15 @@ import pytest
 import redis
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what runs for minutes, unless it was asked for."""
+    if "soak" in str(config.getoption("markexpr")):
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="runs for minutes: pytest -m soak"))
+
+
 def _missing(what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing")

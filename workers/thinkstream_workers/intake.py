@@ -126,11 +126,16 @@ class Intake:
     def run(self) -> None:
         """Prepares one job after the other until told to stop."""
         while not self._stopping.is_set():
-            try:
-                key, claimed = self._arrivals.get(timeout=_WAIT_S)
-            except queue.Empty:
-                continue
-            self._take_up(key, claimed)
+            self.turn()
+
+    def turn(self, wait_s: float = _WAIT_S) -> bool:
+        """Prepares the next job, waiting up to ``wait_s`` for one; tells whether there was any."""
+        try:
+            key, claimed = self._arrivals.get(timeout=wait_s)
+        except queue.Empty:
+            return False
+        self._take_up(key, claimed)
+        return True
 
     def stop(self) -> None:
         """Ends ``run`` after the present job."""

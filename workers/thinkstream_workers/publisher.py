@@ -71,6 +71,7 @@ class Publisher:
         self._repairs: dict[JobKey, int] = {}  # refusals in a row
         self._beat_at = 0.0
         self._backoff_s = 0.0
+        self._must_ask = False  # a reply was lost: nothing is sent before a beat tells what is ours
 
     def run(self) -> None:
         """Publishes until told to stop."""
@@ -93,6 +94,9 @@ class Publisher:
         """
         try:
             self._beat_if_due()
+            if self._must_ask:  # the engine hangs
+                self._stopping.wait(wait_s)
+                return
             if not self._waiting and not self._failed:
                 self._take_all(wait_s)
             self._send()
@@ -116,6 +120,7 @@ class Publisher:
         for key in owned - known:
             self._adopt(key)
         self._beat_at = now + self._beat_every_s
+        self._must_ask = False
 
     def _take_all(self, wait_s: float) -> None:
         output = self._outbox.get(wait_s)
@@ -257,6 +262,7 @@ class Publisher:
             self.stop()
             return
         self._session.replace()
+        self._must_ask = True
         self.beat_soon()
 
     def _back_off(self, error: ServiceError) -> None:
@@ -265,5 +271,6 @@ class Publisher:
             logger.warning("publishing waits: %s", error)
         self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
         if isinstance(error, ServiceUnavailable):
+            self._must_ask = True
             self.beat_soon()
         self._stopping.wait(self._backoff_s)
