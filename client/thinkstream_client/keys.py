@@ -137,8 +137,12 @@ class Keys:
         return f"{self.prefix(partition)}pace:{tenant}"
 
     def due(self, partition: int) -> str:
-        """Sorted set: retries, deadlines and the end of listings, by their time."""
+        """Sorted set: retries and deadlines, by their time."""
         return f"{self.prefix(partition)}due"
+
+    def ended(self, partition: int) -> str:
+        """Sorted set: jobs that have ended, by the time from which nothing lists them any more."""
+        return f"{self.prefix(partition)}ended"
 
     def dead(self, partition: int) -> str:
         """Stream: dead letters."""

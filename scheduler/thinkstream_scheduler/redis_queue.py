@@ -20,6 +20,8 @@ from thinkstream_client.settings import RedisSettings
 
 T = TypeVar("T")
 
+_MAX_SWEEPS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -76,12 +78,20 @@ class RedisQueue:
         return sum(self._run_all([functions.reap(self._keys, p, session) for p in self._keys.partitions]))
 
     def sweep(self) -> Swept:
-        """Does what is due, in every partition."""
-        done = self._run_all([functions.sweep(self._keys, p) for p in self._keys.partitions])
+        """Does what is due, in every partition, again and again while there is more, up to a bound."""
+        done: list[Swept] = []
+        partitions = list(self._keys.partitions)
+        for _ in range(_MAX_SWEEPS):
+            swept = self._run_all([functions.sweep(self._keys, p) for p in partitions])
+            done += swept
+            partitions = [p for p, one in zip(partitions, swept, strict=True) if one.more]
+            if not partitions:
+                break
         return Swept(
             retried=sum(one.retried for one in done),
             expired=sum(one.expired for one in done),
             repaired=sum(one.repaired for one in done),
+            more=bool(partitions),
         )
 
     def wait(self, timeout_ms: int) -> None:

@@ -260,6 +260,13 @@ def test_a_deadline_is_sealed_by_the_sweep(bench: Bench) -> None:
     assert bench.status("late") is JobStatus.EXPIRED
 
 
+def test_one_turn_sweeps_as_long_as_there_is_more(bench: Bench, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as raw:
+        raw.zadd(KEYS.ended(0), {f"a:old-{i}:": i for i in range(1_000)})
+        bench.scheduler().turn()
+        assert raw.zcard(KEYS.ended(0)) == 0
+
+
 def test_rubbish_in_the_queue_stops_nothing(bench: Bench, redis_url: str) -> None:
     bench.hello("r", slots=4)
     with redis.Redis.from_url(redis_url) as raw:

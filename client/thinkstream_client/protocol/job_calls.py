@@ -32,13 +32,16 @@ class Submitted:
     status: JobStatus
 
 
+def prompt_cost(request: Request) -> int:
+    """The prompt's part of ``job_cost``."""
+    if request.token_ids is not None:
+        return len(request.token_ids)
+    return -(-request.num_prompt_bytes // _BYTES_PER_TOKEN)
+
+
 def job_cost(request: Request) -> int:
     """What a job is charged in its tenant's share, in tokens; exact for ids, an estimate for text."""
-    if request.token_ids is not None:
-        num_prompt = len(request.token_ids)
-    else:
-        num_prompt = -(-request.num_prompt_bytes // _BYTES_PER_TOKEN)
-    return num_prompt + (request.sampling.max_tokens or DEFAULT_MAX_TOKENS)
+    return prompt_cost(request) + (request.sampling.max_tokens or DEFAULT_MAX_TOKENS)
 
 
 def submit(
@@ -102,7 +105,7 @@ def submit(
         request_digest(request),
         encode_request(request),
         request.grain,
-        job_cost(request),
+        f"{job_cost(request)}:{prompt_cost(request)}",
         priority,
         "" if deadline_ms is None else deadline_ms,
         result_ttl_ms,

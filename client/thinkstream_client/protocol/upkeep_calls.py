@@ -15,16 +15,19 @@ from .wire import VERSION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What one sweep did, in jobs."""
+    """What one sweep did, in jobs.
+
+    Attributes:
+        retried: In line again, their wait over.
+        expired: Sealed at their deadline.
+        repaired: In line again, their owner lost.
+        more: Whether it stopped at its bound with more due.
+    """
 
     retried: int
     expired: int
     repaired: int
-
-    @property
-    def total(self) -> int:
-        """All of it; more may be due while this is not zero."""
-        return self.retried + self.expired + self.repaired
+    more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +52,8 @@ def sweep(keys: Keys, p: int) -> Call[Swept]:
     """Does what is due: retries, deadlines, repair of jobs without a living owner. Bounded per call."""
 
     def parse(reply: Any) -> Swept:
-        retried, expired, repaired = reply
-        return Swept(retried=retried, expired=expired, repaired=repaired)
+        retried, expired, repaired, more = reply
+        return Swept(retried=retried, expired=expired, repaired=repaired, more=bool(more))
 
     return Call(function_call("sweep", keys.prefix(p)), parse)
 

@@ -208,4 +208,4 @@ def test_one_end_whatever_happens(partition: Partition, seed: int) -> None:
 
 def _retries(partition: Partition) -> list[str]:
     waiting = partition.raw.zrange(KEYS.due(0), 0, -1)
-    return [one for one in waiting if one.startswith("retry:")] or ["forget:a:nobody:"]
+    return [one for one in waiting if one.startswith("retry:")] or ["retry:a:nobody"]

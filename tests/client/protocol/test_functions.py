@@ -22,7 +22,7 @@ from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.protocol.functions import Claimed, FinishRow, StepReply, StepRow
+from thinkstream_client.protocol.functions import Claimed, FinishRow, StepReply, StepRow, Swept
 from thinkstream_client.protocol.wire import RawEntry
 from thinkstream_client.records import (
     Finish,
@@ -319,7 +319,7 @@ def test_deadline(queue: Queue) -> None:
     running, waiting = queue.submit("r", deadline_ms=40), queue.submit("q", deadline_ms=40)
     (claimed,) = queue.claim(session, 1)
     assert claimed.deadline_at_ms == claimed.submitted_ms + 40
-    assert queue.run(functions.sweep(KEYS, 0)).total == 0
+    assert queue.run(functions.sweep(KEYS, 0)) == Swept(retried=0, expired=0, repaired=0, more=False)
     time.sleep(0.05)
     assert queue.claim(session) == []  # sealed by the claim itself
     assert queue.end_of(waiting).reason is FinishReason.EXPIRED
@@ -392,6 +392,31 @@ def test_finish_corrects_what_was_charged(queue: Queue) -> None:
     assert queue.names(session, 2) == "a0 b0"
     queue.finish(session, JobRef("b", "b0"), 1, 0, cost=1)  # was charged 100
     assert queue.names(session, 3) == "b1 a1 b2"
+
+
+def test_a_seal_charges_what_was_used(queue: Queue) -> None:
+    session = queue.hello()
+    dear = Request(token_ids=(1, 2), sampling=SamplingParams(max_tokens=8000))
+    ref = queue.submit("j", tenant="a", request=dear)
+    queue.claim(session)
+    queue.step(session, ref, 1, 5)
+    queue.run(functions.cancel(KEYS, ref))
+    assert float(queue.raw.hget(KEYS.wfq(0, 1), "vt:a")) == 3  # two tokens of prompt and the one made
+    queue.run(functions.cancel(KEYS, queue.submit("never claimed".replace(" ", "-"), request=dear)))
+    assert float(queue.raw.hget(KEYS.wfq(0, 1), "vt:a")) == 3
+
+
+def test_a_job_that_is_tried_again_is_charged_once(queue: Queue) -> None:
+    session = queue.hello()
+    dear = Request(token_ids=(1, 2), sampling=SamplingParams(max_tokens=8000))
+    ref = queue.submit("j", request=dear)
+    queue.claim(session)
+    queue.fail(session, ref, retry=False)
+    (letter,) = queue.run(functions.dead_letters(KEYS, 0))
+    queue.run(functions.dead_retry(KEYS, letter.id))
+    (claimed,) = queue.claim(session)
+    queue.finish(session, ref, claimed.mk, 0, cost=2)
+    assert float(queue.raw.hget(KEYS.wfq(0, 1), "vt:a")) == 2
 
 
 def test_the_lowest_class_has_every_eighth_turn(queue: Queue) -> None:

@@ -98,6 +98,25 @@ def test_death_without_a_name_makes_suspects(queue: Queue) -> None:
     assert queue.info(still).status is JobStatus.QUEUED
 
 
+def test_what_kills_before_it_is_ever_named_is_counted_in_the_end(queue: Queue) -> None:
+    (bad,) = queue.submit("bad")
+    for attempts in (*[0] * 6, 1, 2):
+        queue.claim_and_die()
+        assert queue.info(bad).attempts == attempts
+    queue.claim_and_die()
+    assert queue.info(bad).status is JobStatus.FAILED
+    assert queue.dead() == [("bad", "WorkerDied")]
+
+
+def test_progress_clears_what_was_not_named(queue: Queue) -> None:
+    (job,) = queue.submit("job")
+    for _ in range(6):
+        queue.claim_and_die()
+    queue.claim_and_die(steps=(job,))
+    queue.claim_and_die()
+    assert queue.info(job).attempts == 0
+
+
 def test_three_deaths_by_name_are_the_end(queue: Queue) -> None:
     bad, good = queue.submit("bad", "good")
     queue.claim_and_die()
@@ -227,7 +246,7 @@ def test_sweep_repairs_what_no_living_session_owns(queue: Queue) -> None:
     first, second, third = queue.submit("first", "second", "third")
     session = queue.hello()
     queue.claim(session)
-    assert queue.run(functions.sweep(KEYS, 0)).total == 0
+    assert queue.run(functions.sweep(KEYS, 0)).repaired == 0
     queue.raw.hdel(KEYS.own(0, session), "a:first")
     queue.raw.hset(KEYS.job(second), "owner", "nobody")
     queue.raw.delete(KEYS.job(third))
@@ -235,6 +254,32 @@ def test_sweep_repairs_what_no_living_session_owns(queue: Queue) -> None:
     assert queue.raw.zcard(KEYS.running(0)) == 0
     assert {queue.info(ref).status for ref in (first, second)} == {JobStatus.QUEUED}
     assert list(queue.claim(queue.hello())) == ["first", "second"]
+
+
+@pytest.mark.parametrize("what", ["vanished", "of another life", "no hash"])
+def test_a_lost_hash_gives_its_slot_back(queue: Queue, what: str) -> None:
+    lost, kept = queue.submit("lost", "kept")
+    session = queue.hello()
+    queue.claim(session)
+    queue.raw.delete(KEYS.job(lost))
+    if what == "of another life":
+        queue.submit("lost")
+    elif what == "no hash":
+        queue.raw.set(KEYS.job(lost), "text")
+    assert queue.run(functions.beat(KEYS, 0, session, "n")) == {kept: 1}
+    assert queue.raw.hkeys(KEYS.own(0, session)) == [b"a:kept"]
+    assert queue.raw.hget(KEYS.usage(0), "a:running") == b"1"
+
+
+def test_many_ends_do_not_delay_a_deadline(queue: Queue) -> None:
+    (ref,) = queue.submit("j")
+    queue.raw.zadd(KEYS.ended(0), {f"a:old-{i}:t": i for i in range(300)})
+    queue.raw.zadd(KEYS.due(0), {"deadline:a:j": 1000})
+    first = queue.run(functions.sweep(KEYS, 0))
+    assert (first.expired, first.more) == (1, True)
+    assert queue.end_of(ref).reason is FinishReason.EXPIRED
+    assert not queue.run(functions.sweep(KEYS, 0)).more
+    assert queue.raw.zrangebyscore(KEYS.ended(0), "-inf", 1_000_000) == []
 
 
 def test_result_and_hash_expire_and_are_forgotten(queue: Queue) -> None:
@@ -250,7 +295,7 @@ def test_result_and_hash_expire_and_are_forgotten(queue: Queue) -> None:
     assert queue.info(ref).status is JobStatus.DONE
     # A day later.
     queue.raw.delete(KEYS.job(ref))
-    queue.raw.zadd(KEYS.due(0), {"forget:a:j:t": 1}, xx=True)
+    queue.raw.zadd(KEYS.ended(0), {"a:j:t": 1}, xx=True)
     queue.run(functions.sweep(KEYS, 0))
     queue.run(functions.bye(KEYS, 0, session, "n"))
     left = {key.decode() for key in queue.raw.scan_iter()}
@@ -280,8 +325,8 @@ def test_nothing_is_left_of_many_ends(queue: Queue) -> None:
     ):
         assert not queue.raw.exists(key), key
     assert queue.run(functions.backlog(KEYS, 0)).retrying == 0
-    due = [name.partition(b":")[0] for name, _ in queue.raw.zscan_iter(KEYS.due(0))]
-    assert due == [b"forget"] * 12
+    assert not queue.raw.exists(KEYS.due(0))
+    assert queue.raw.zcard(KEYS.ended(0)) == 12
     assert all(queue.raw.pttl(key) != -1 for key in queue.raw.scan_iter("*:job:*"))
     assert all(queue.raw.pttl(key) != -1 for key in queue.raw.scan_iter("*:out:*"))
 

@@ -23,9 +23,11 @@ local function index_job(P, tenant, id, tags, now)
   end
 end
 
--- ARGV: tenant, id, digest, payload, grain, cost, priority, deadline_ms or '', ttl_ms, batch or '', tags...
+-- ARGV: tenant, id, digest, payload, grain, "<cost>:<share of the prompt>",
+-- priority, deadline_ms or '', ttl_ms, batch or '', tags...
 local function submit(keys, argv)
   local P, tenant, id, digest, payload = keys[1], argv[1], argv[2], argv[3], argv[4]
+  local cost, prompt_cost = string.match(argv[6], '^(%d+):(%d+)$')
   local priority, deadline_ms = argv[7], tonumber(argv[8])
   local member = tenant .. ':' .. id
   local key = P .. 'job:' .. member
@@ -45,10 +47,10 @@ local function submit(keys, argv)
   local tags = table.concat(argv, ':', 11)
   -- A stream without a hash is of a former life; its length would be taken for tokens of this one.
   redis.call('DEL', key, P .. 'out:' .. member)
-  local entry = redis.call('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', argv[6])
+  local entry = redis.call('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', cost)
   redis.call('HSET', key, 'status', 'queued', 'digest', digest, 'payload', payload, 'grain', argv[5],
-    'cost', argv[6], 'entry', entry, 'mk', 0, 'attempts', 0, 'claims', 0, 'suspect', '0', 'priority', priority,
-    'submitted', now, 'ttl', argv[9], 'bytes', #payload, 'tags', tags)
+    'cost', cost, 'prompt_cost', prompt_cost, 'entry', entry, 'mk', 0, 'attempts', 0, 'claims', 0, 'suspect', '0',
+    'priority', priority, 'submitted', now, 'ttl', argv[9], 'bytes', #payload, 'tags', tags)
   if deadline_ms then
     redis.call('HSET', key, 'deadline', now + deadline_ms)
     redis.call('ZADD', P .. 'due', now + deadline_ms, 'deadline:' .. member)

@@ -44,7 +44,7 @@ local function load_job(P, member)
   end
   local v = redis.pcall('HMGET', P .. 'job:' .. member, 'status', 'grain', 'cost', 'entry', 'mk', 'attempts',
     'owner', 'deadline', 'priority', 'suspect', 'claim_n', 'claims', 'submitted', 'ttl', 'bytes', 'tags', 'charged',
-    'batch')
+    'batch', 'prompt_cost')
   if v.err then
     return nil, 'broken'
   end
@@ -57,7 +57,7 @@ local function load_job(P, member)
     deadline = tonumber(v[8]) or 0, priority = tonumber(v[9]), suspect = v[10] == '1',
     claim_n = tonumber(v[11]) or 0, claims = tonumber(v[12]) or 0, submitted = tonumber(v[13]),
     ttl = tonumber(v[14]), bytes = tonumber(v[15]) or 0, tags = v[16] or '', charged = tonumber(v[17]),
-    batch = v[18] or '',
+    batch = v[18] or '', prompt_cost = tonumber(v[19]),
   }
   if not (job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl) then
     return nil, 'broken'
@@ -93,7 +93,7 @@ local function dead_letter(P, tenant, id, reason, attempts, payload, failure, jo
   if job then
     local digest = redis.pcall('HGET', P .. 'job:' .. job.member, 'digest')
     for _, part in ipairs({ 'digest', type(digest) == 'string' and digest or '', 'grain', job.grain, 'cost', job.cost,
-      'priority', job.priority, 'ttl', job.ttl, 'tags', job.tags }) do
+      'prompt_cost', job.prompt_cost or '', 'priority', job.priority, 'ttl', job.ttl, 'tags', job.tags }) do
       letter[#letter + 1] = part
     end
   end

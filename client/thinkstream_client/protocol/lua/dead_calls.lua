@@ -45,16 +45,16 @@ local function dead_retry(keys, argv)
   end
   local member = letter.tenant .. ':' .. letter.job
   local key = P .. 'job:' .. member
-  local known = redis.call('HMGET', key, 'status', 'mk', 'claims')
+  local known = redis.call('HMGET', key, 'status', 'mk', 'claims', 'charged')
   if known[1] and known[1] ~= 'failed' then
     return { 'OTHER', letter.job, known[1] }
   end
   local mk = unseal(P, P .. 'out:' .. member, tonumber(known[2]) or 0, tonumber(letter.grain))
   redis.call('DEL', key)
   redis.call('HSET', key, 'digest', letter.digest, 'payload', letter.payload, 'grain', letter.grain,
-    'cost', letter.cost, 'mk', mk, 'claims', known[3] or 0, 'priority', letter.priority, 'submitted', now,
-    'ttl', letter.ttl, 'bytes', #letter.payload, 'tags', letter.tags, 'charged', letter.cost)
-  redis.call('ZREM', P .. 'due', 'forget:' .. member .. ':' .. letter.tags)
+    'cost', letter.cost, 'prompt_cost', letter.prompt_cost or '', 'mk', mk, 'claims', known[3] or 0,
+    'priority', letter.priority, 'submitted', now, 'ttl', letter.ttl, 'bytes', #letter.payload, 'tags', letter.tags, 'charged', known[4] or 0)
+  redis.call('ZREM', P .. 'ended', member .. ':' .. letter.tags)
   index_job(P, letter.tenant, letter.job, letter.tags, now)
   requeue(P, { tenant = letter.tenant, id = letter.job, member = member, priority = letter.priority,
     submitted = now, bytes = #letter.payload, attempts = 0, suspect = false, status = 'failed' }, 'revive')

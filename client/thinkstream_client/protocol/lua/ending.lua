@@ -31,7 +31,7 @@ local function conclude(P, job, now, reason, n, failure)
   redis.call('PEXPIRE', P .. 'out:' .. job.member, job.ttl)
   redis.call('ZREM', P .. 'due', 'deadline:' .. job.member)
   -- The indexes forget the job after its hash is gone, one second later to be sure.
-  redis.call('ZADD', P .. 'due', now + job.ttl + DAY_MS + 1000, 'forget:' .. job.member .. ':' .. job.tags)
+  redis.call('ZADD', P .. 'ended', now + job.ttl + DAY_MS + 1000, job.member .. ':' .. job.tags)
   note_end(P, job.tenant, now)
   event(P, 'finish', job, status, job.owner)
   if job.batch ~= '' then
@@ -48,9 +48,18 @@ local function write_terminal(P, member, reason, n, failure)
   }))
 end
 
+-- Corrects what a job was charged when it was claimed: tokens that it did not make cost nothing.
+local function settle(P, job, n)
+  if job.charged and job.prompt_cost then
+    charge(P, job.priority, job.tenant, job.prompt_cost + n - job.charged)
+    redis.call('HSET', P .. 'job:' .. job.member, 'charged', job.prompt_cost + n)
+  end
+end
+
 -- Ends a job from outside its owner: Redis refuses the owner's tokens from here on.
 local function seal(P, job, now, reason, failure)
   local n = num_tokens(P, job) or 0
+  settle(P, job, n)
   write_terminal(P, job.member, reason, n, failure)
   conclude(P, job, now, reason, n, failure and cmsgpack.pack(failure))
 end
@@ -93,6 +102,7 @@ end
 local function clear_by_progress(P, job)
   if (num_tokens(P, job) or 0) > job.claim_n then
     job.attempts, job.suspect = 0, false
+    redis.call('HDEL', P .. 'job:' .. job.member, 'unnamed')
     return true
   end
   return false

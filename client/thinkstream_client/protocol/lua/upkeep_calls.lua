@@ -4,13 +4,19 @@ local MAX_SESSIONS = 16
 local MAX_DUE = 256
 local MAX_CHECKED = 32
 local MAX_SCANNED = 256
+-- Deaths that name no job and that one may be part of before they count against it.
+local MAX_UNNAMED = 6
 
--- Counts the death against the job if the session was stepping it alone; see "Poison" of the protocol.
-local function judge(job, alone)
+-- Counts the death against the job if the session was stepping it alone; see "Poison" of the protocol. What
+-- kills its worker before it is stepped, while its text is read, is never named and so is counted in the end.
+local function judge(P, job, alone)
   if alone == job.member then
     job.attempts, job.suspect = job.attempts + 1, true
   elseif alone == '' then
     job.suspect = true
+    if redis.call('HINCRBY', P .. 'job:' .. job.member, 'unnamed', 1) > MAX_UNNAMED then
+      job.attempts = job.attempts + 1
+    end
   end
 end
 
@@ -18,11 +24,11 @@ end
 local function reap_session(P, session, now)
   local alone = redis.call('HGET', P .. 'session:' .. session, 'alone') or ''
   local requeued = 0
-  for _, member in ipairs(redis.call('HKEYS', P .. 'own:' .. session)) do
+  for _, member in ipairs(held_by(P, session)) do
     local job = load_job(P, member)
-    if job and job.owner == session and job.status == 'running' then
+    if job and job.status == 'running' then
       if not clear_by_progress(P, job) then
-        judge(job, alone)
+        judge(P, job, alone)
       end
       if job.attempts >= MAX_ATTEMPTS then
         redis.call('HSET', P .. 'job:' .. member, 'attempts', job.attempts)
@@ -67,24 +73,35 @@ local function forget(P, name)
   end
 end
 
+-- Takes a page of what is due out of a sorted set, and notes where there may be more.
+local function take_due(key, now, done)
+  local items = redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_DUE)
+  for _, item in ipairs(items) do
+    redis.call('ZREM', key, item)
+  end
+  if #items == MAX_DUE then
+    done.more = 1
+  end
+  return items
+end
+
 local function do_due(P, now, done)
-  local due = P .. 'due'
-  for _, item in ipairs(redis.call('ZRANGE', due, '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_DUE)) do
-    redis.call('ZREM', due, item)
+  for _, item in ipairs(take_due(P .. 'due', now, done)) do
     local kind, name = string.match(item, '^(%a+):(.*)$')
     if kind == 'retry' then
       redis.call('HINCRBY', P .. 'wfq:0', 'retrying', -1)
     end
     local job = (kind == 'retry' or kind == 'deadline') and load_job(P, name)
-    if kind == 'forget' then
-      forget(P, name)
-    elseif kind == 'retry' and job and job.status == 'waiting' then
+    if kind == 'retry' and job and job.status == 'waiting' then
       requeue(P, job, 'retry')
       done.retried = done.retried + 1
     elseif kind == 'deadline' and job and not TERMINAL[job.status] then
       seal(P, job, now, 'expired')
       done.expired = done.expired + 1
     end
+  end
+  for _, name in ipairs(take_due(P .. 'ended', now, done)) do
+    forget(P, name)
   end
 end
 
@@ -144,13 +161,13 @@ local function find_queues(P)
 end
 
 local function sweep(keys)
-  local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0 }
+  local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0, more = 0 }
   do_due(P, now, done)
   repair(P, now, done)
   check_batches(P, now)
   find_queues(P)
   tidy_virtual_times(P)
-  return { done.retried, done.expired, done.repaired }
+  return { done.retried, done.expired, done.repaired, done.more }
 end
 
 -- ARGV: tenant, then name, value...; '' removes a setting

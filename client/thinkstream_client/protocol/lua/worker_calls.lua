@@ -24,6 +24,24 @@ local function hello(keys, argv)
   return { 'OK' }
 end
 
+-- The members that a session owns, each followed by "<mk>:<grain>" if asked for. What no hash names as the
+-- session's has vanished or was written anew, and is let go of: it would hold a slot for ever.
+local function held_by(P, session, with_marks)
+  local own, held = P .. 'own:' .. session, {}
+  local found = redis.call('HGETALL', own)
+  for i = 1, #found, 2 do
+    local member = found[i]
+    if redis.pcall('HGET', P .. 'job:' .. member, 'owner') == session then
+      held[#held + 1] = member
+      held[#held + 1] = with_marks and found[i + 1] or nil
+    else
+      redis.call('HDEL', own, member)
+      count(P, split(member), 'running', -1)
+    end
+  end
+  return held
+end
+
 -- ARGV: session, nonce, draining 0|1, member stepped alone or ''
 local function beat(keys, argv)
   local P, session = keys[1], argv[1]
@@ -33,7 +51,7 @@ local function beat(keys, argv)
   end
   redis.call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
   redis.call('HSET', P .. 'session:' .. session, 'draining', argv[3], 'alone', argv[4])
-  return { 'OK', redis.call('HGETALL', P .. 'own:' .. session) }
+  return { 'OK', held_by(P, session, true) }
 end
 
 -- What the session owns of the members at argv[first], argv[first + stride], ...: "<mk>:<grain>" or false.
@@ -226,7 +244,7 @@ local function bye(keys, argv)
   if not check_nonce(P, session, argv[2]) then
     return FENCED
   end
-  give_back(P, session, redis.call('HKEYS', P .. 'own:' .. session), 'release')
+  give_back(P, session, held_by(P, session), 'release')
   end_session(P, session)
   event(P, 'bye', { tenant = '', id = '' }, '', session)
   return { 'OK' }
