@@ -53,7 +53,7 @@ class AsyncClient:
     ) -> None:
         self.settings = settings or find_service(url, namespace)
         self._runner = AsyncRunner(self.settings)
-        self._core = ClientCore(self.settings.keys, patience_s=patience_s)
+        self._core = ClientCore(self.settings, patience_s=patience_s)
 
     async def __aenter__(self) -> Self:
         await self.connect()

@@ -53,7 +53,7 @@ class Client:
     ) -> None:
         self.settings = settings or find_service(url, namespace)
         self._runner = Runner(self.settings)
-        self._core = ClientCore(self.settings.keys, patience_s=patience_s)
+        self._core = ClientCore(self.settings, patience_s=patience_s)
 
     def __enter__(self) -> Self:
         self.connect()

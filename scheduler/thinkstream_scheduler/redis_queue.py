@@ -14,9 +14,11 @@ from thinkstream_client.errors import Fenced, ThinkstreamError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.protocol.functions import Claimed, SessionInfo, Swept
+from thinkstream_client.protocol.functions import Backlog, Claimed, SessionInfo, Swept
 from thinkstream_client.records import SessionId
 from thinkstream_client.settings import RedisSettings
+
+from .ears import Ears
 
 T = TypeVar("T")
 
@@ -29,11 +31,16 @@ class View:
 
     Attributes:
         sessions: Every session, over all partitions.
-        waiting: Jobs that could be claimed, by partition.
+        waiting: Jobs that could be claimed, by partition and class.
     """
 
     sessions: Sequence[SessionInfo] = ()
-    waiting: Mapping[int, int] = field(default_factory=dict[int, int])
+    waiting: Mapping[int, Sequence[int]] = field(default_factory=dict[int, Sequence[int]])
+
+    @property
+    def num_waiting(self) -> int:
+        """All jobs that could be claimed."""
+        return sum(sum(classes) for classes in self.waiting.values())
 
 
 class RedisQueue:
@@ -46,7 +53,8 @@ class RedisQueue:
     def __init__(self, settings: RedisSettings) -> None:
         self._keys = settings.keys
         self._connection = Connection(settings)
-        self._seen = dict.fromkeys(self._keys.partitions, "$")
+        self._seen = "$"
+        self._ears = Ears(settings) if self._keys.num_partitions > 1 else None
 
     def look(self) -> View:
         """Reads who lives and what waits, over all partitions."""
@@ -56,7 +64,7 @@ class RedisQueue:
             for info in found:
                 sessions[info.session] = _joined(sessions.get(info.session), info)
         backlogs = self._run_all([functions.backlog(self._keys, p) for p in partitions])
-        waiting = {p: backlog.num_jobs for p, backlog in zip(partitions, backlogs, strict=True)}
+        waiting = {p: _by_class(backlog) for p, backlog in zip(partitions, backlogs, strict=True)}
         return View(tuple(sessions.values()), waiting)
 
     def claim(self, partition: int, session: SessionId, num_jobs: int) -> list[Claimed]:
@@ -101,17 +109,17 @@ class RedisQueue:
             timeout_ms: Well below the connection's timeout for a reply, 5 s, so that a server that hangs is
                 noticed here too.
         """
-        for partition in self._keys.partitions:
-            block_ms = max(1, timeout_ms // self._keys.num_partitions)
-            events = self._connection.run(
-                functions.read_events(self._keys, partition, self._seen[partition], block_ms=block_ms)
-            )
-            if events:
-                self._seen[partition] = events[-1].entry_id
-                return
+        if self._ears is not None:
+            self._ears.wait(timeout_ms / 1000)
+            return
+        events = self._connection.run(functions.read_events(self._keys, 0, self._seen, block_ms=timeout_ms))
+        if events:
+            self._seen = events[-1].entry_id
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
+        if self._ears is not None:
+            self._ears.close()
         self._connection.close()
 
     def _run_all(self, calls: Sequence[Call[T]]) -> list[T]:
@@ -121,6 +129,10 @@ class RedisQueue:
                 raise result
             results.append(result)
         return results
+
+
+def _by_class(backlog: Backlog) -> tuple[int, ...]:
+    return tuple(backlog.classes[priority].num_jobs for priority in sorted(backlog.classes))
 
 
 def _joined(known: SessionInfo | None, found: SessionInfo) -> SessionInfo:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from thinkstream_workers.config import ReplicaConfig
 
 from .embedded import EmbeddedServer
 from .launch import Service, ServiceOptions, start_service
+from .leftovers import end_processes, end_remote_actors
+from .pool import ray_namespace
+from .processes import boot_id, marked
 from .resources import num_cores
 from .stop_signals import StopSignals
 
@@ -27,6 +31,7 @@ MAIN_PROCESS = "service"
 """The part under which the state file names the process that serves."""
 
 _LOCK_FILE = "up.lock"
+_ID_FILE = "service-id"
 _DATA_FOLDER = "data"
 _DEMO = "demo"
 _RANDOM = "random:"
@@ -38,7 +43,9 @@ class UpOptions:
     """What `up` is asked for.
 
     Attributes:
-        redis_url: A running server; None starts one of our own, whose data stay in the state folder.
+        redis_url: A running server, Sentinels or a Cluster; None starts a server of our own, whose data stay
+            in the state folder.
+        num_partitions: Partitions of a namespace that is set up now; None is 16 in a Cluster and 1 elsewhere.
         namespace: First part of every key.
         ray_address: A running Ray cluster; None starts one of our own.
         model: What the replicas serve, as ``ReplicaConfig`` names it.
@@ -51,6 +58,7 @@ class UpOptions:
     """
 
     redis_url: str | None = None
+    num_partitions: int | None = None
     namespace: str = "ts"
     ray_address: str | None = None
     model: str = "demo"
@@ -62,22 +70,23 @@ class UpOptions:
     drain_timeout_s: float = 10.0
 
 
-def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
+def serve(options: UpOptions, announce: Callable[[], None]) -> None:
     """Serves until SIGINT, SIGTERM or SIGHUP, then drains.
 
     Args:
         options: What to serve.
-        announce: Told once the service is ready.
+        announce: Called once the service is ready and the state file tells of it.
 
     Raises:
         ConfigError: Something given cannot be used.
         ServiceUnavailable: Another service runs here, or a part does not work.
         KeyboardInterrupt: A signal came before the service was ready.
     """
-    with _only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
-        remove_state()  # of a service that was killed
-        cleanup.callback(remove_state)
+    with only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
         model = _absolute(options.model)
+        former = read_state()  # of a service that was killed
+        if former is not None:
+            end_processes(former)
         server = None
         url = options.redis_url
         if url is None:
@@ -85,7 +94,7 @@ def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
             cleanup.callback(server.stop)
             server.start()
             url = server.url
-        redis = RedisSettings(url=url, namespace=options.namespace)
+        redis = RedisSettings(url, options.namespace, options.num_partitions)
         service = start_service(_service_options(replace(options, model=model), redis), signals.check)
         cleanup.callback(service.stop, drain_timeout_s=options.drain_timeout_s)
         state = _state(options, redis, server, service)
@@ -101,7 +110,7 @@ def replica_threads(num_replicas: int) -> int:
 
 
 @contextlib.contextmanager
-def _only_one() -> Generator[None]:
+def only_one() -> Generator[None]:
     """Holds the state folder: two services would write one data folder.
 
     Raises:
@@ -114,7 +123,8 @@ def _only_one() -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             state = read_state()
-            where = f" (pid {state.pids.get(MAIN_PROCESS, 0)})" if state is not None else ""
+            main = state.processes.get(MAIN_PROCESS) if state is not None else None
+            where = f" (pid {main.pid})" if main is not None else ""
             raise ServiceUnavailable(
                 f"a service runs here already{where}; end it with `thinkstream down`"
             ) from None

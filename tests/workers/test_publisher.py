@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 import redis
 
-from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.errors import ServiceUnavailable, ThinkstreamError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.wire import Entry, Marker
@@ -47,6 +48,9 @@ class FlakyConnection:
             self.lose_reply_of.remove(name)
             raise ServiceUnavailable("lost by the test")
         return reply
+
+    def run_many(self, calls: Sequence[Call[T]]) -> list[T | ThinkstreamError]:
+        return [self.run(call) for call in calls]
 
 
 class Replica:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from thinkstream_client.errors import Fenced, ThinkstreamError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import FinishRow, JobInfo, StepReply, StepRow
@@ -35,10 +36,14 @@ _R = TypeVar("_R", bound=_Row)
 
 
 class Runs(Protocol):
-    """What runs one command: the client's ``Connection``."""
+    """What runs commands: the client's ``Connection``."""
 
     def run(self, call: Call[_T]) -> _T:
         """Runs one command and returns its reply."""
+        ...
+
+    def run_many(self, calls: Sequence[Call[_T]]) -> list[_T | ThinkstreamError]:
+        """Runs commands in one pipeline; a refusal stands in the place of a reply."""
         ...
 
 
@@ -86,8 +91,8 @@ class Session:
 
     def open(self) -> None:
         """Makes the session known; from now on it is given jobs."""
-        for partition in self._keys.partitions:
-            self._run(
+        self._run_each(
+            [
                 functions.hello(
                     self._keys,
                     partition,
@@ -98,25 +103,29 @@ class Session:
                     lease_ms=self._config.lease_ms,
                     info=self._info,
                 )
-            )
+                for partition in self._keys.partitions
+            ]
+        )
         self._is_open = True
         logger.info("session %s is open", self._id)
 
     def beat(self) -> set[JobKey]:
         """Renews the lease and returns what the session owns."""
-        owned: set[JobKey] = set()
         with self._beating:
-            for partition in self._keys.partitions:
-                alone = self._alone
-                if alone is not None and self._keys.partition_of(alone) != partition:
-                    alone = None
-                marks = self._run(
+            marks = self._run_each(
+                [
                     functions.beat(
-                        self._keys, partition, self._id, self._nonce, draining=self.draining, alone=alone
+                        self._keys,
+                        partition,
+                        self._id,
+                        self._nonce,
+                        draining=self.draining,
+                        alone=self._alone_in(partition),
                     )
-                )
-                owned.update(JobKey(ref, mk) for ref, mk in marks.items())
-        return owned
+                    for partition in self._keys.partitions
+                ]
+            )
+        return {JobKey(ref, mk) for owned in marks for ref, mk in owned.items()}
 
     def announce(self, ref: JobRef | None) -> None:
         """Writes which suspect is about to be stepped alone, None when it has been.
@@ -154,11 +163,20 @@ class Session:
     def close(self, owned: Iterable[JobRef]) -> None:
         """Gives back all jobs, counting no attempt, and ends the session."""
         refs = list(owned)
-        for partition in self._keys.partitions:
-            here = [ref for ref in refs if self._keys.partition_of(ref) == partition]
-            if here:
-                self._run(functions.release(self._keys, partition, self._id, self._nonce, here))
-            self._run(functions.bye(self._keys, partition, self._id, self._nonce))
+        by_partition: dict[int, list[JobRef]] = {}
+        for ref in refs:
+            by_partition.setdefault(self._keys.partition_of(ref), []).append(ref)
+        release = [
+            functions.release(self._keys, partition, self._id, self._nonce, here)
+            for partition, here in by_partition.items()
+        ]
+        self._run_each(release)
+        self._run_each(
+            [
+                functions.bye(self._keys, partition, self._id, self._nonce)
+                for partition in self._keys.partitions
+            ]
+        )
         self._is_open = False
         logger.info("session %s is closed, %d jobs given back", self._id, len(refs))
 
@@ -182,6 +200,20 @@ class Session:
     def _run(self, call: Call[_T]) -> _T:
         return self._connection.run(call)
 
+    def _run_each(self, calls: Sequence[Call[_T]]) -> list[_T]:
+        """Runs a call per partition. Each is sent, so that none goes without for what another says."""
+        if len(calls) == 1:
+            return [self._run(calls[0])]
+        replies = self._connection.run_many(calls)
+        refusals = [reply for reply in replies if isinstance(reply, ThinkstreamError)]
+        if refusals:
+            raise next((one for one in refusals if isinstance(one, Fenced)), refusals[0])
+        return [reply for reply in replies if not isinstance(reply, ThinkstreamError)]
+
+    def _alone_in(self, partition: int) -> JobRef | None:
+        alone = self._alone
+        return alone if alone is not None and self._keys.partition_of(alone) == partition else None
+
     def _by_partition(
         self, rows: Sequence[_R], call: Callable[[int, Sequence[_R]], Call[list[StepReply]]]
     ) -> list[StepReply]:
@@ -190,8 +222,8 @@ class Session:
         places: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(self._keys.partition_of(row.ref), []).append(place)
+        answers = self._run_each([call(p, [rows[place] for place in here]) for p, here in places.items()])
         replies: dict[int, StepReply] = {}
-        for partition, here in places.items():
-            answered = self._run(call(partition, [rows[place] for place in here]))
+        for here, answered in zip(places.values(), answers, strict=True):
             replies.update(zip(here, answered, strict=True))
         return [replies[place] for place in range(len(rows))]

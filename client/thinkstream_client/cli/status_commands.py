@@ -14,6 +14,7 @@ from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import SessionInfo, TenantInfo
+from thinkstream_client.protocol.namespace import settled
 from thinkstream_client.protocol.server_check import server_check
 
 from . import options
@@ -43,9 +44,9 @@ def status(
     Example: `thinkstream status --json`
     """
     settings = find_service(url, namespace)
-    keys = settings.keys
     with closing(Connection(settings)) as connection:
         server = connection.run(server_check())
+        keys = settled(connection, settings).keys
         sessions = _alive(connection, keys)
         queues = queues_object([connection.run(functions.backlog(keys, p)) for p in keys.partitions])
         tenants = [one for p in keys.partitions for one in connection.run(functions.tenants(keys, p))]
@@ -97,8 +98,8 @@ def tenant_set(
     Example: `thinkstream tenant set research --weight 3 --max-running 64`
     """
     settings = find_service(url, namespace)
-    keys = settings.keys
     with closing(Connection(settings)) as connection:
+        keys = settled(connection, settings).keys
         for p in keys.partitions:
             connection.run(
                 functions.tenant_set(

@@ -10,7 +10,7 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from thinkstream_client.errors import InvalidRequest, JobCancelled, QueueFull, StreamForked, ThinkstreamError
@@ -118,17 +118,23 @@ class BatchCore:
     Args:
         items: What to do; taken only as there is room.
         options: How.
-        keys: Names of the keys.
+        keys: Tells the names of the keys, which may be known only once the first connection is made.
         patience_s: How long a lost connection is tried again.
     """
 
     def __init__(
-        self, items: Iterator[BatchItem], options: BatchOptions, keys: Keys, *, patience_s: float
+        self,
+        items: Iterator[BatchItem],
+        options: BatchOptions,
+        keys: Callable[[], Keys],
+        *,
+        patience_s: float,
     ) -> None:
         self.followers: list[Follower] = []
+        self._by_partition: dict[int, list[Follower]] = {}
         self.progress = BatchProgress()
         self.options = options
-        self._items, self._keys, self._patience_s = items, keys, patience_s
+        self._items, self._keys_now, self._patience_s = items, keys, patience_s
         self._pending: deque[tuple[BatchItem, Submission]] = deque()  # taken, not yet submitted
         self._live: dict[JobRef, _Live] = {}
         self._results: deque[BatchResult] = deque()
@@ -140,6 +146,10 @@ class BatchCore:
     def id(self) -> str:
         """The batch's id."""
         return self.options.batch_id
+
+    @property
+    def _keys(self) -> Keys:
+        return self._keys_now()
 
     @property
     def is_finished(self) -> bool:
@@ -249,9 +259,11 @@ class BatchCore:
         return calls
 
     def _follow(self, item: BatchItem, submission: Submission) -> None:
-        follower = next((one for one in self.followers if len(one) < MAX_STREAMS), None)
+        followers = self._by_partition.setdefault(self._keys.partition_of(submission.ref), [])
+        follower = next((one for one in followers if len(one) < MAX_STREAMS), None)
         if follower is None:
-            follower = Follower(self._keys, patience_s=self._patience_s)
+            follower = Follower(self._keys_now, patience_s=self._patience_s)
+            followers.append(follower)
             self.followers.append(follower)
         follower.follow(submission.ref, submission=submission)
         builder = ResultBuilder(submission.ref.job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from thinkstream_client.errors import (
     ConfigError,
@@ -15,18 +15,20 @@ from thinkstream_client.errors import (
     StreamForked,
     ThinkstreamError,
 )
-from thinkstream_client.keys import Keys, check_name
+from thinkstream_client.keys import check_name
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import BatchEnd
+from thinkstream_client.protocol.namespace import settle
 from thinkstream_client.protocol.server_check import ServerInfo, server_check
 from thinkstream_client.protocol.wire import Terminal
 from thinkstream_client.records import JobRef, JobStatus, Request, TokenChunk
+from thinkstream_client.settings import RedisSettings
 
 from .batch_core import BatchCore, BatchOptions
 from .batch_end import closing_calls, wait_for_end
 from .compose import BatchItem, deadline_ms, new_job_id, priority_number
-from .effects import Operation, Pipeline, Sleep, ask, ask_many
+from .effects import Operation, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower, Submission
 from .result_stream import ResultStream
 from .results import JobResult
@@ -47,8 +49,9 @@ class ClientCore:
         patience_s: How long a connection that was lost is tried again.
     """
 
-    def __init__(self, keys: Keys, *, patience_s: float = PATIENCE_S) -> None:
-        self._keys, self._patience_s = keys, patience_s
+    def __init__(self, settings: RedisSettings, *, patience_s: float = PATIENCE_S) -> None:
+        self._settings, self._patience_s = settings, patience_s
+        self._keys = settings.keys  # those that the namespace has, once we are connected
         self._server: ServerInfo | None = None
 
     def connect(self) -> Operation[ServerInfo]:
@@ -60,7 +63,8 @@ class ClientCore:
         """
         if self._server is None:
             server: ServerInfo = yield server_check()
-            yield functions.meta_claim(self._keys)
+            self._settings = yield from settle(self._settings)
+            self._keys = self._settings.keys
             self._server = server
         return self._server
 
@@ -174,7 +178,7 @@ class ClientCore:
         """
         if isinstance(from_index, bool) or not isinstance(from_index, int) or from_index < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest("from_index", from_index, "an integer from 0")
-        follower = Follower(self._keys, patience_s=self._patience_s)
+        follower = Follower(lambda: self._keys, patience_s=self._patience_s)
         return ResultStream(follower, ref, from_index=from_index, submission=submission, timeout_s=timeout_s)
 
     def next_chunk(self, stream: ResultStream) -> Operation[TokenChunk | None]:
@@ -235,15 +239,18 @@ class ClientCore:
 
     def batch(self, items: Iterator[BatchItem], options: BatchOptions) -> BatchCore:
         """Returns a batch; nothing is submitted before its first ``submit_some``."""
-        return BatchCore(items, options, self._keys, patience_s=self._patience_s)
+        return BatchCore(items, options, lambda: self._keys, patience_s=self._patience_s)
 
     def _is_durable(self, ref: JobRef, num_tokens: int, server: ServerInfo) -> Operation[bool]:
         # The field that `confirm` writes is behind the result in the append-only file: once it is on disk, so
         # is the result. The end is read again because Redis may have gone back before that.
         on_disk = True
         if server.has_waitaof:
-            calls = (functions.confirm(self._keys, ref), functions.durable(timeout_ms=_FSYNC_MS))
-            found, on_disk = yield Pipeline(calls)
+            calls: tuple[Call[Any], ...] = (
+                functions.confirm(self._keys, ref),
+                functions.durable(self._keys.job(ref), timeout_ms=_FSYNC_MS),
+            )
+            found, on_disk = yield from ask_many(calls, self._patience_s)
             for reply in (found, on_disk):
                 if isinstance(reply, ThinkstreamError) and not isinstance(reply, JobNotFound):
                     raise reply

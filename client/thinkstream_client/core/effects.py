@@ -35,12 +35,20 @@ Results = dict[JobRef, list[RawEntry]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """Read result streams, on a connection kept for commands that may wait in Redis; see ``read_results``."""
+    """Read result streams of one partition, on a connection kept for commands that may wait in Redis.
+
+    See ``read_results``.
+    """
 
     keys: Keys
     positions: Mapping[JobRef, tuple[int, int]]
     block_ms: int | None
     count: int | None
+
+    @property
+    def partition(self) -> int:
+        """The partition of all its streams."""
+        return self.keys.partition_of(next(iter(self.positions)))
 
     def call(self) -> Call[Results]:
         """Returns the command."""

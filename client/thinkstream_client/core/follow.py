@@ -101,21 +101,29 @@ class Follower:
     """Follows up to ``MAX_STREAMS`` results, all of one partition: in a Cluster one command reads no more.
 
     Args:
-        keys: Names of the keys.
+        keys: Tells the names of the keys, which may be known only once the first connection is made.
         patience_s: How long a lost connection is tried again.
         now: A monotonic clock in seconds.
     """
 
     def __init__(
-        self, keys: Keys, *, patience_s: float = PATIENCE_S, now: Callable[[], float] = time.monotonic
+        self,
+        keys: Callable[[], Keys],
+        *,
+        patience_s: float = PATIENCE_S,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keys, self._patience_s, self._now = keys, patience_s, now
+        self._keys_now, self._patience_s, self._now = keys, patience_s, now
         self._backoff = Backoff(patience_s)
         self._incoming: deque[_Followed] = deque()  # appended to by other threads than the pumping one
         self._followed: dict[JobRef, _Followed] = {}
 
     def __len__(self) -> int:
         return len(self._followed) + len(self._incoming)
+
+    @property
+    def _keys(self) -> Keys:
+        return self._keys_now()
 
     def follow(self, ref: JobRef, *, from_index: int = 0, submission: Submission | None = None) -> None:
         """Adds a job; its entries come with the next ``pump``. May be called from another thread.

@@ -1,5 +1,7 @@
 """Many readers on a few connections: blocking reads that wait at the same time share one command.
 
+Those of one partition do, that is: in a Cluster no command reads more.
+
 A reader that comes while other reads are under way does not wait for them: it gets a lane of its own as long
 as there are few, and shares one from its next read on.
 """
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import asyncio
 
 MAX_LANES = 16
-"""Blocking commands, which is connections, at one time."""
+"""Blocking commands, which is connections, at one time; one per partition, where these are more."""
 MAX_STREAMS = 256
 """Streams per command, unless one reader alone asks for more."""
 _SLICE_MS = 250  # a lane whose streams are silent takes up other readers this often
@@ -58,7 +60,7 @@ class ReadPool:
             return await self._connection.run(read.call())
         reply: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(read, time.monotonic() + read.block_ms / 1000, reply))
-        if len(self._lanes) < MAX_LANES:
+        if len(self._lanes) < max(MAX_LANES, read.keys.num_partitions):
             lane = asyncio.create_task(self._run_lane())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
@@ -106,7 +108,8 @@ class ReadPool:
         left: deque[_Waiting] = deque()
         for one in _not_gone(self._waiting):
             more = one.read.positions.keys()
-            if group and (len(refs) + len(more) > MAX_STREAMS or refs & more):
+            is_apart = bool(group) and one.read.partition != group[0].read.partition
+            if group and (is_apart or len(refs) + len(more) > MAX_STREAMS or refs & more):
                 left.append(one)
             else:
                 group.append(one)

@@ -141,8 +141,16 @@ def confirm(keys: Keys, ref: JobRef) -> Call[None]:
     return Call(function_call("confirm", keys.prefix(keys.partition_of(ref)), ref.tenant, ref.job_id), parse)
 
 
-def durable(*, num_local: int = 1, num_replicas: int = 0, timeout_ms: int = 2000) -> Call[bool]:
+def durable(
+    key: str = "", *, num_local: int = 1, num_replicas: int = 0, timeout_ms: int = 2000
+) -> Call[bool]:
     """Waits until what this connection wrote is on disk; goes into one ``run_many`` behind ``confirm``.
+
+    Args:
+        key: What was written, which says whose disk it is in a Cluster.
+        num_local: Whether the server's own disk counts: 0 or 1.
+        num_replicas: Replicas that must have it on theirs.
+        timeout_ms: How long to wait.
 
     The call returns whether it got there in time and raises:
         ConfigError: The server has no WAITAOF (before Redis 7.2) or keeps no append-only file.
@@ -152,7 +160,7 @@ def durable(*, num_local: int = 1, num_replicas: int = 0, timeout_ms: int = 2000
         on_disk, on_replicas = reply
         return bool(on_disk >= num_local and on_replicas >= num_replicas)
 
-    return Call(("WAITAOF", num_local, num_replicas, timeout_ms), parse)
+    return Call(("WAITAOF", num_local, num_replicas, timeout_ms), parse, key)
 
 
 def _unless_missing(ref: JobRef, reply: Any) -> list[Any]:

@@ -81,7 +81,7 @@ def server() -> Server:
 
 @pytest.fixture
 def follower(server: Server) -> Follower:
-    return Follower(KEYS, patience_s=5, now=lambda: server.now_s)
+    return Follower(lambda: KEYS, patience_s=5, now=lambda: server.now_s)
 
 
 def submission(**more: Any) -> Submission:
