@@ -21,6 +21,7 @@ from .core.compose import BatchItem
 from .core.results import BatchResult, JobResult
 from .errors import (
     BatchNotFound,
+    CommandRefused,
     ConfigError,
     Conflict,
     Fenced,
@@ -70,6 +71,7 @@ __all__ = [
     "BatchProgress",
     "BatchResult",
     "Client",
+    "CommandRefused",
     "ConfigError",
     "Conflict",
     "Fenced",

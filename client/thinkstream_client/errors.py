@@ -12,20 +12,26 @@
     │   ├── StreamForked            at: Redis went back, and another history followed
     │   ├── JobCancelled
     │   ├── JobExpired
-    │   └── JobFailed               error: what the worker said
+    │   └── JobFailed               error_code, detail, data: what the worker said
     ├── ServiceError                try again later
     │   ├── QueueFull               retry_ms
     │   └── ServiceUnavailable
+    ├── CommandRefused              Redis will not do what it was asked, however often it is
     ├── RecordInvalid               bytes that are not one of our records
     ├── Fenced                      this session may not write any more
     └── ConfigError (ValueError)    the installation is wrong; nothing is retried
         └── WeightsError
 
-Each class has a stable ``code``, the word that travels on the wire, and carries data, not only text.
+Each class has a stable ``code``, the word that travels on the wire, and carries data, not only text. Two more
+codes travel that no class has; they reach the caller as the ``error_code`` of ``JobFailed``:
+
+    StepFailed      a Python error in the model's step, which the job alone provoked each time it was tried
+    WorkerDied      the worker's process died each time it stepped the job
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -164,15 +170,18 @@ class JobFailed(JobError):
 
     Args:
         job_id: The job.
-        error_code: Code of the error that ended it, a ``code`` of this tree where it is one.
+        error_code: Code of the error that ended it: of this tree, ``StepFailed`` or ``WorkerDied``.
         detail: What the worker said.
+        data: The data of that error.
     """
 
     code = "JobFailed"
 
-    def __init__(self, job_id: str, error_code: str, detail: str) -> None:
+    def __init__(
+        self, job_id: str, error_code: str, detail: str, data: Mapping[str, int | str] | None = None
+    ) -> None:
         super().__init__(job_id, f"failed with {error_code}: {detail}")
-        self.error_code, self.detail = error_code, detail
+        self.error_code, self.detail, self.data = error_code, detail, dict(data or {})
 
 
 class ServiceError(ThinkstreamError):
@@ -200,6 +209,12 @@ class ServiceUnavailable(ServiceError):
     """Redis cannot be reached, or no replica is alive."""
 
     code = "ServiceUnavailable"
+
+
+class CommandRefused(ThinkstreamError):
+    """Redis will not do what it was asked: arguments that it does not take, an error in a function."""
+
+    code = "CommandRefused"
 
 
 class RecordInvalid(ThinkstreamError):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from thinkstream_client.errors import JobCancelled, JobExpired, JobFailed, PromptTooLong, ThinkstreamError
+from thinkstream_client.errors import (
+    InvalidRequest,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    PromptTooLong,
+    ThinkstreamError,
+)
 from thinkstream_client.records import (
     Finish,
     FinishReason,
@@ -122,8 +129,16 @@ def error_of(job_id: str, finish: Finish) -> ThinkstreamError | None:
 
 
 def failure_error(job_id: str, failure: JobFailure) -> ThinkstreamError:
-    """Returns the error of our tree that a worker's failure names."""
-    num_tokens, limit = failure.data.get("num_tokens"), failure.data.get("limit")
-    if failure.code == PromptTooLong.code and isinstance(num_tokens, int) and isinstance(limit, int):
-        return PromptTooLong(num_tokens, limit)
-    return JobFailed(job_id, failure.code, failure.message)
+    """Returns the error of our tree that a worker's failure names.
+
+    Of a request's value only a short text travels, so that an ``InvalidRequest`` keeps the worker's message.
+    """
+    match failure.code, failure.data:
+        case PromptTooLong.code, {"num_tokens": int(num_tokens), "limit": int(limit)}:
+            return PromptTooLong(num_tokens, limit)
+        case InvalidRequest.code, {"field": str(field_name), "allowed": str(allowed), **rest}:
+            error = InvalidRequest(field_name, rest.get("value"), allowed)
+            error.args = (failure.message,)
+            return error
+        case _:
+            return JobFailed(job_id, failure.code, failure.message, failure.data)

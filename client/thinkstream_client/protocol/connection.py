@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, TypeVar, cast
 
 from thinkstream_client.errors import (
+    CommandRefused,
     ConfigError,
     QueueFull,
     RecordInvalid,
@@ -51,7 +52,9 @@ class Connection:
         """Sends a call and reads its reply.
 
         Raises:
-            ServiceUnavailable: No reply came; the call may have been carried out or not.
+            ServiceUnavailable: No reply came; the call may have been carried out or not. Or the server says
+                that it will answer later.
+            CommandRefused: The server will never do it.
             QueueFull: The server's memory is full.
             ConfigError: The server refuses us, or cannot do what we need.
             ThinkstreamError: The refusals that the call's builder names.
@@ -205,11 +208,24 @@ def _translated(reply: Any, where: str) -> Any:
         return ConfigError(f"Redis at {where} refuses us: {text}")
     if isinstance(reply, foreign.ConnectionError) and "CERTIFICATE_VERIFY_FAILED" in text:
         return ConfigError(f"the certificate of Redis at {where} is not one that we trust: {text}")
-    if isinstance(reply, foreign.ResponseError):
-        for word, make in _BY_WORD.items():
-            if word in text:
-                return make(f"Redis at {where}: {text}")
-    return ServiceUnavailable(f"Redis at {where}: {text}")
+    return _kind(reply, text)(f"Redis at {where}: {text}")
+
+
+def _kind(error: Exception, text: str) -> type[ThinkstreamError]:
+    """Which error of ours one of redis-py's is, of those that only differ in their kind."""
+    from redis import exceptions as foreign
+
+    if isinstance(error, foreign.DataError):
+        return CommandRefused
+    if not isinstance(error, foreign.ResponseError):
+        return ServiceUnavailable
+    for word, kind in _BY_WORD.items():
+        if word in text:
+            return kind
+    passing = (foreign.ClusterDownError, foreign.ReadOnlyError, foreign.TryAgainError, foreign.AskError)
+    if isinstance(error, passing) or text.startswith(_PASSING):
+        return ServiceUnavailable
+    return CommandRefused
 
 
 _BY_WORD: dict[str, type[ThinkstreamError]] = {
@@ -222,6 +238,10 @@ _BY_WORD: dict[str, type[ThinkstreamError]] = {
     "wrong kind of value": RecordInvalid,
 }
 """What errors of the server mean that redis-py has no class for."""
+
+
+_PASSING = ("BUSY ", "MISCONF ", "NOREPLICAS ", "UNBLOCKED ")
+"""First words of refusals that pass: a script runs, the disk is full, replicas are away, the role changed."""
 
 
 def _timeout_s(blocking: bool) -> float:

@@ -68,7 +68,7 @@ def connect(settings: RedisSettings, timeout_s: float) -> Servers:
     from redis.retry import Retry
     from redis.sentinel import Sentinel
 
-    options = _options(timeout_s, Retry(NoBackoff(), 0))
+    options = _options(settings, timeout_s, Retry(NoBackoff(), 0))
     with _telling(settings):
         if settings.address.topology is Topology.CLUSTER:
             return _Cluster(settings, options)
@@ -82,7 +82,7 @@ def connect_async(settings: RedisSettings, timeout_s: float) -> AsyncServers:
     from redis.asyncio.sentinel import Sentinel
     from redis.backoff import NoBackoff
 
-    options = _options(timeout_s, Retry(NoBackoff(), 0))
+    options = _options(settings, timeout_s, Retry(NoBackoff(), 0))
     with _telling(settings):
         if settings.address.topology is Topology.CLUSTER:
             return _AsyncCluster(settings, options)
@@ -254,8 +254,10 @@ def _primary(kind: Any, sentinel: Any, settings: RedisSettings, options: dict[st
     return _raw(sentinels.master_for(address.service, redis_class=kind))
 
 
-def _options(timeout_s: float, retry: Any) -> dict[str, Any]:
-    return {
+def _options(settings: RedisSettings, timeout_s: float, retry: Any) -> dict[str, Any]:
+    # A connection whose other end is gone without a word is noticed by its system too, also while it is idle.
+    keepalive = {} if settings.address.url.startswith("unix:") else {"socket_keepalive": True}
+    return keepalive | {
         "protocol": 2,
         "retry": retry,
         "retry_on_error": [],

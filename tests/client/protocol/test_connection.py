@@ -7,12 +7,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from redis import exceptions as foreign
 
 from thinkstream_client.errors import (
+    CommandRefused,
     ConfigError,
     JobNotFound,
     QueueFull,
@@ -200,6 +203,105 @@ def test_a_blocking_read_outlasts_the_reply_timeout(
     patient.close()
     with pytest.raises(ServiceUnavailable):
         Connection(RedisSettings(any_redis_url)).run(call)
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """A server that takes every greeting and never answers a read: a network that has gone silent."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(peer: socket.socket) -> None:
+        with peer:
+            while data := peer.recv(4096):
+                if b"XREAD" not in data:
+                    peer.sendall(b"+OK\r\n" * data.count(b"*"))
+
+    def accept() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(peer,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+async def test_a_silent_network_ends_a_blocking_read(
+    silent_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinkstream_client.protocol.connection.BLOCKED_TIMEOUT_S", 0.2)
+    call = functions.read_results(KEYS, {REF: 0}, block_ms=50, count=None)
+    reader = Connection(RedisSettings(silent_url), blocking=True)
+    with pytest.raises(ServiceUnavailable):
+        reader.run(call)
+    reader.close()
+    other = AsyncConnection(RedisSettings(silent_url), blocking=True)
+    with pytest.raises(ServiceUnavailable):
+        await other.run(call)
+    await other.close()
+
+
+def test_connections_are_kept_alive(connection: Connection, tmp_path: Path) -> None:
+    connection.run(server_check())
+    private: Any = connection
+    found: socket.socket = private._servers._client.connection_pool.get_connection()._sock
+    assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    local = Connection(RedisSettings(f"unix://{tmp_path}/none.sock"))  # which has no such option
+    with pytest.raises(ServiceUnavailable):
+        local.run(server_check())
+
+
+def test_what_redis_will_never_do_is_not_tried_again(connection: Connection, raw: Any) -> None:
+    with pytest.raises(CommandRefused, match="stream ID"):
+        connection.run(Call(("XREAD", "STREAMS", "ts:{0}:out:a:j", "-1-0"), lambda reply: reply))
+    with pytest.raises(CommandRefused):
+        connection.run(Call(("GET",), lambda reply: reply))
+    with pytest.raises(CommandRefused):
+        connection.run(Call(("GET", [1]), lambda reply: reply))  # type: ignore[arg-type]  # pyright: ignore
+    raw.function_load("#!lua name=broken\nredis.register_function('broken', function() return 1 + nil end)")
+    try:
+        with pytest.raises(CommandRefused, match="nil value"):
+            connection.run(Call(("FCALL", "broken", 0), lambda reply: reply))
+    finally:
+        raw.function_delete("broken")
+
+
+def test_a_refusal_that_passes_is_not_for_ever(connection: Connection, raw: Any) -> None:
+    raw.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(ServiceUnavailable, match="NOREPLICAS"):
+            connection.run(Call(("SET", "a", "b"), lambda reply: reply))
+    finally:
+        raw.config_set("min-replicas-to-write", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (foreign.ReadOnlyError("You can't write against a read only replica."), ServiceUnavailable),
+        (foreign.ResponseError("UNBLOCKED force unblock from blocking operation"), ServiceUnavailable),
+        (foreign.ResponseError("BUSY Redis is busy running a script."), ServiceUnavailable),
+        (foreign.ResponseError("MISCONF Errors writing to the AOF file"), ServiceUnavailable),
+        (foreign.BusyLoadingError("Redis is loading the dataset in memory"), ServiceUnavailable),
+        (foreign.MasterDownError("Link with MASTER is down"), ServiceUnavailable),
+        (foreign.TryAgainError("Multiple keys request during rehashing of slot"), ServiceUnavailable),
+        (foreign.TimeoutError("Timeout reading from socket"), ServiceUnavailable),
+        (foreign.ClusterCrossSlotError("Keys in request don't hash to the same slot"), CommandRefused),
+        (foreign.ResponseError("syntax error"), CommandRefused),
+    ],
+)
+def test_kinds_of_refusals(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]) -> None:
+    def send(calls: object) -> list[Any]:
+        raise error
+
+    connection = Connection(RedisSettings("redis://127.0.0.1:1"))
+    monkeypatch.setattr(connection._servers, "send", send)  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(kind):
+        connection.run(Call(("GET", "a"), lambda reply: reply))
 
 
 def test_threads_share_a_connection(connection: Connection) -> None:
