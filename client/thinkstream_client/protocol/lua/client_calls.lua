@@ -3,14 +3,20 @@
 -- Which cap a job of so many bytes would break, and when there may be room; nil where there is room.
 local function cap_reached(P, tenant, bytes)
   local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
-  local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
   local max_jobs, max_bytes = tonumber(caps[1]) or 0, tonumber(caps[2]) or 0
+  if max_jobs <= 0 and max_bytes <= 0 then
+    return nil
+  end
+  local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
   if max_jobs > 0 and (tonumber(used[1]) or 0) + 1 > max_jobs then
     return 'jobs', retry_ms(P, tenant)
   end
   local excess = (tonumber(used[2]) or 0) + bytes - max_bytes
   if max_bytes > 0 and excess > 0 then
     return 'bytes', retry_ms(P, tenant, excess)
+  end
+  if not used[1] then
+    note_begin(P, tenant, now_ms())
   end
   return nil
 end

@@ -1,11 +1,17 @@
--- How fast a tenant's jobs end, for telling a client that was refused when to come back.
+-- How fast a tenant's jobs end while some wait, for telling a client that was refused when to come back.
 --
 -- A moving average of the time between two ends, kept only for tenants that have a cap, and forgotten by
 -- itself when none of their jobs has ended for a while.
 
 local PACE_TTL_MS = 600000
-local PACE_SHARE = 16 -- an end moves the average by a sixteenth of what it differs
+local PACE_SHARE = 8 -- an end moves the average by an eighth of what it differs
 local UNKNOWN_MS, MIN_RETRY_MS, MAX_RETRY_MS = 1000, 100, 60000
+
+-- A tenant's first job waits: the time before counts for nothing.
+local function note_begin(P, tenant, now)
+  redis.call('HSET', P .. 'pace:' .. tenant, 'last', now)
+  redis.call('PEXPIRE', P .. 'pace:' .. tenant, PACE_TTL_MS)
+end
 
 local function note_end(P, tenant, now)
   local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
@@ -27,7 +33,7 @@ end
 -- the jobs of mean size that must go first.
 local function retry_ms(P, tenant, excess_bytes)
   local v = redis.call('HMGET', P .. 'pace:' .. tenant, 'every_ms', 'last')
-  if not v[1] then
+  if not v[2] then
     return UNKNOWN_MS
   end
   local num_jobs = 1
@@ -36,6 +42,6 @@ local function retry_ms(P, tenant, excess_bytes)
     local mean = (tonumber(used[2]) or 0) / math.max(1, tonumber(used[1]) or 0)
     num_jobs = math.max(1, math.ceil(excess_bytes / math.max(1, mean)))
   end
-  local wait = math.max(tonumber(v[1]), now_ms() - tonumber(v[2])) * num_jobs
+  local wait = math.max(tonumber(v[1]) or 0, now_ms() - tonumber(v[2])) * num_jobs
   return math.floor(math.min(MAX_RETRY_MS, math.max(MIN_RETRY_MS, wait)))
 end

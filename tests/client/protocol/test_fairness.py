@@ -1,0 +1,119 @@
+"""Who is served next: deterministic, for claims depend on nothing but the order of the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from thinkstream_client.keys import Keys
+from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import FinishRow
+from thinkstream_client.records import Finish, FinishReason, JobRef, Request, SamplingParams, SessionId
+from thinkstream_client.settings import RedisSettings
+
+KEYS, SESSION, SLOTS = Keys(), SessionId("w.1"), 8
+
+
+class Queue:
+    """One session of eight slots, and the tenants that it has served, in order."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = Connection(RedisSettings(url))
+        self.run = self._connection.run
+        self.run(functions.hello(KEYS, 0, SESSION, "n", replica="w", slots=SLOTS, lease_ms=60_000, info={}))
+        self.served: list[str] = []
+        self._running: list[JobRef] = []
+
+    def submit(self, tenant: str, count: int, *, max_tokens: int = 100, priority: int = 1) -> None:
+        request = Request(prompt="hi", sampling=SamplingParams(max_tokens=max_tokens))
+        calls = [
+            functions.submit(KEYS, JobRef(tenant, f"{priority}-{number}"), request, priority=priority)
+            for number in range(count)
+        ]
+        assert all(not isinstance(one, Exception) for one in self._connection.run_many(calls))
+
+    def claim(self) -> None:
+        for one in self.run(functions.claim(KEYS, 0, SESSION, SLOTS)):
+            self.served.append(one.ref.tenant)
+            self._running.append(one.ref)
+
+    def finish_oldest(self, *, cost: int) -> None:
+        terminal = wire.encode_terminal(Finish(reason=FinishReason.STOP, num_tokens=0))
+        row = FinishRow(
+            ref=self._running.pop(0),
+            expected_len=1,
+            last_entry=None,
+            terminal=terminal,
+            reason=FinishReason.STOP,
+            num_tokens=0,
+            cost=cost,
+        )
+        self.run(functions.finish(KEYS, 0, SESSION, "n", [row]))
+
+    def serve(self, count: int, *, cost: int = 101) -> None:
+        """Has so many slots become free, one after the other."""
+        for _ in range(count):
+            self.finish_oldest(cost=cost)
+            self.claim()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def queue(redis_url: str) -> Iterator[Queue]:
+    queue = Queue(redis_url)
+    yield queue
+    queue.close()
+
+
+@pytest.mark.parametrize("served_before", [0, 100])
+@pytest.mark.parametrize("cost", [101, 30, 500], ids=["as charged", "shorter", "longer"])
+def test_a_thousand_jobs_delay_another_tenant_by_no_job(queue: Queue, served_before: int, cost: int) -> None:
+    queue.submit("big", 1000)
+    queue.claim()
+    queue.serve(served_before, cost=cost)
+    del queue.served[:]
+    queue.submit("small", 1)
+    queue.serve(2, cost=cost)
+    assert "small" in queue.served, "at most one job of the big tenant goes first for a free slot"
+
+
+def test_all_slots_become_free_at_once(queue: Queue) -> None:
+    queue.submit("big", 1000)
+    queue.submit("small", 3)
+    queue.claim()
+    assert queue.served.index("small") <= 1
+    assert queue.served.count("small") == 3, "its next ones take turns with those of the big tenant"
+
+
+def test_a_newcomer_is_not_served_for_the_time_it_was_away(queue: Queue) -> None:
+    queue.submit("big", 200)
+    queue.claim()
+    queue.serve(50)
+    del queue.served[:]
+    queue.submit("new", 100)
+    queue.serve(20)
+    assert 9 <= queue.served.count("new") <= 11
+
+
+def test_shares_follow_weights_and_tokens(queue: Queue) -> None:
+    queue.run(functions.tenant_set(KEYS, 0, "heavy", weight=3))
+    queue.submit("heavy", 100)
+    queue.submit("light", 100)
+    queue.submit("long", 100, max_tokens=300)
+    queue.claim()
+    queue.serve(66)
+    counts = [queue.served.count(tenant) for tenant in ("heavy", "light", "long")]
+    assert sum(counts) == 74
+    assert 40 <= counts[0] <= 58 and 12 <= counts[1] <= 22, counts
+
+
+def test_classes_come_first_and_none_starves(queue: Queue) -> None:
+    queue.submit("urgent", 200, priority=0)
+    queue.submit("patient", 50, priority=2)
+    queue.claim()
+    queue.serve(72)
+    assert queue.served.count("patient") == 10, "every eighth"
