@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench chaos clean
 
 demo: $(VENV)/.service
 	$(BIN)/thinkstream demo
@@ -18,6 +18,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.service
 	$(BIN)/python -m infra.bench
+
+# Half an hour; other runs by CHAOS="--seconds 600 --appendfsync always", see `python -m infra.chaos --help`.
+chaos: $(VENV)/.service
+	$(BIN)/python -m infra.chaos --jobs 2000 --second-node $(CHAOS)
 
 $(VENV)/.service: pyproject.toml infra/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

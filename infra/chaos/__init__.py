@@ -1,0 +1,1 @@
+"""Breaks the whole service on purpose, for minutes, and counts what its readers lost."""

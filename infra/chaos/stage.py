@@ -1,0 +1,221 @@
+"""The service that is broken: a killable server, Ray of one or two nodes, two schedulers, readers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from thinkstream_client.errors import ThinkstreamError
+from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.functions import SessionInfo
+from thinkstream_client.settings import RedisSettings
+from thinkstream_scheduler import processes
+from thinkstream_scheduler.config import SchedulerConfig, ray_namespace
+from thinkstream_scheduler.embedded import EmbeddedServer
+from thinkstream_scheduler.launch import Service, ServiceOptions, start_service
+from thinkstream_scheduler.resources import ReplicaResources
+from thinkstream_workers.config import ReplicaConfig
+
+from .options import ChaosOptions
+from .reader import STOP_FILE, Orders
+
+REPLICA, SCHEDULER, RAYLET = "ray::ReplicaActor", "ray::SchedulerActor", "/raylet --"
+_NUM_CPUS = 0.6
+_OBJECT_STORE_BYTES = 100 << 20
+
+
+class Stage:
+    """Everything that runs. Call it from the main thread: the server ends with the thread that started it.
+
+    Args:
+        options: The run.
+        folder: Where server and readers keep their files.
+    """
+
+    def __init__(self, options: ChaosOptions, folder: Path) -> None:
+        self._options, self.folder = options, folder
+        self._server = EmbeddedServer(folder / "server")
+        self._not_ours = processes.descendants(os.getpid())
+        self._readers: list[subprocess.Popen[bytes]] = []
+        self._second_node: subprocess.Popen[bytes] | None = None
+        self._second_scheduler: Any = None
+        self._service: Service | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def redis(self) -> RedisSettings:
+        """Where Redis is."""
+        return RedisSettings(url=self._server.url)
+
+    def start(self) -> None:
+        """Starts everything but the readers; returns when all replicas take jobs."""
+        self.start_redis()
+        options = self._options
+        replica = ReplicaConfig(
+            redis=self.redis, slots=options.slots, lease_ms=options.lease_ms, num_threads=1
+        )
+        self._service = start_service(
+            ServiceOptions(
+                redis=self.redis,
+                replica=replica,
+                num_replicas=options.num_replicas,
+                num_cpus=_NUM_CPUS,
+                show_logs=False,
+            ),
+            self._start_second_node_once,
+        )
+        self._start_second_scheduler(replica)
+
+    def stop(self) -> None:
+        """Ends everything, whatever state it is in."""
+        for reader in self._readers:
+            reader.kill()
+            reader.wait()
+        if self._service is not None:
+            import ray
+
+            if self._second_scheduler is not None:
+                ray.kill(self._second_scheduler, no_restart=True)
+            self._service.kill()
+        if self._second_node is not None:
+            self._second_node.kill()
+            self._second_node.wait()
+        if self._connection is not None:
+            self._connection.close()
+        self._server.stop()
+        processes.end(self._ours(), timeout_s=1.0)
+
+    def start_redis(self) -> None:
+        """Starts the server, on the data and the port that it had."""
+        self._server.start()
+        self.command("CONFIG", "SET", "appendfsync", self._options.appendfsync)
+
+    def kill_redis(self) -> int:
+        """Kills the server and returns the id it had."""
+        pid = self._server.pid
+        os.kill(pid, signal.SIGKILL)
+        self._server.stop()
+        return pid
+
+    def command(self, *arguments: str | int) -> Any:
+        """Runs one command on the server."""
+        return self.run(Call(arguments, lambda reply: reply))
+
+    def run(self, call: Call[Any]) -> Any:
+        """Runs one call."""
+        if self._connection is None:
+            self._connection = Connection(self.redis)
+        return self._connection.run(call)
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions that Redis knows; none while it is away."""
+        with contextlib.suppress(ThinkstreamError):
+            return cast("list[SessionInfo]", self.run(functions.sessions(self.redis.keys, 0)))
+        return []
+
+    def find(self, name: str) -> list[int]:
+        """Processes of ours whose command line has ``name`` in it."""
+        found: list[int] = []
+        for pid in self._ours():
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if name in line:
+                    found.append(pid)
+        return sorted(found)
+
+    def start_readers(self) -> None:
+        """Starts the client processes."""
+        options = self._options
+        Orders(
+            url=self.redis.url,
+            seed=options.seed,
+            num_specs=options.num_specs,
+            num_readers=options.num_readers,
+            window=options.window,
+            min_jobs=-(-options.min_jobs // options.num_readers),
+        ).save(self.folder)
+        self._readers = [self._reader(i) for i in range(options.num_readers)]
+
+    def kill_reader(self, number: int) -> int:
+        """Kills a client process, starts it again, and returns the id it had."""
+        reader = self._readers[number]
+        reader.kill()
+        reader.wait()
+        self._readers[number] = self._reader(number)
+        return reader.pid
+
+    def tell_readers_to_end(self) -> None:
+        """From now on they begin no job."""
+        (self.folder / STOP_FILE).touch()
+
+    def reader_codes(self) -> Sequence[int | None]:
+        """Exit code of each reader, None of those that run."""
+        return [reader.poll() for reader in self._readers]
+
+    def kill_raylet(self) -> list[int] | None:
+        """Kills the raylet of the second node.
+
+        Returns:
+            The replicas on the node, which end with it; None if it does not run.
+        """
+        node = self._second_node
+        if node is None:
+            return None
+        there = processes.descendants(node.pid)
+        raylets = [pid for pid in self.find(RAYLET) if pid in there]
+        replicas = [pid for pid in self.find(REPLICA) if pid in there]
+        for pid in raylets:
+            os.kill(pid, signal.SIGKILL)
+        return replicas if raylets else None
+
+    def start_second_node(self) -> None:
+        """Has another raylet join, in place of one that was killed."""
+        import ray
+
+        if self._second_node is not None:
+            self._second_node.terminate()
+            self._second_node.wait()
+        context: Any = ray.get_runtime_context()
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--address"]
+        command += [context.gcs_address, "--node-ip-address", "127.0.0.1", "--num-cpus", "2"]
+        command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
+        with (self.folder / "second-node.log").open("ab") as log:
+            self._second_node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _start_second_node_once(self) -> None:
+        """The checkpoint of the start: Ray runs by then, and replicas may need the node to load."""
+        if self._options.second_node and self._second_node is None:
+            self.start_second_node()
+
+    def _start_second_scheduler(self, replica: ReplicaConfig) -> None:
+        from thinkstream_scheduler.actor import SchedulerActor
+
+        config = SchedulerConfig(redis=self.redis, num_replicas=self._options.num_replicas)
+        self._second_scheduler = (
+            cast("Any", SchedulerActor)
+            .options(
+                name="scheduler-2",
+                namespace=ray_namespace(self.redis),
+                lifetime="detached",
+                max_restarts=-1,
+                num_cpus=0,
+            )
+            .remote(config, replica, ReplicaResources(num_cpus=_NUM_CPUS))
+        )
+
+    def _reader(self, number: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "infra.chaos.reader", str(self.folder), str(number)]
+        with (self.folder / f"reader-{number}.log").open("ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _ours(self) -> dict[int, int]:
+        now = processes.descendants(os.getpid())
+        return {pid: started for pid, started in now.items() if self._not_ours.get(pid) != started}
