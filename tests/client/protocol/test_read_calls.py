@@ -1,0 +1,45 @@
+"""Reading jobs and results, on both servers."""
+
+from __future__ import annotations
+
+from tests.support.queue import KEYS, OK, SEALED, Queue
+
+from thinkstream_client.protocol import functions, wire
+from thinkstream_client.records import (
+    FinishReason,
+    JobStatus,
+    Request,
+)
+
+
+def test_life_of_a_job(queue: Queue) -> None:
+    ref = queue.submit("j", request=Request(prompt="hi", grain=2, tags=("night", "x")))
+    session = queue.hello()
+    (claimed,) = queue.claim(session)
+    assert (claimed.ref, claimed.mk, claimed.n, claimed.claims, claimed.suspect) == (ref, 1, 0, 1, False)
+    assert wire.decode_request(claimed.payload).prompt == "hi"
+    assert queue.step(session, ref, 1, 5, 6) is OK
+    assert queue.step(session, ref, 2, 7, 8) is OK
+    assert queue.info(ref).status is JobStatus.RUNNING
+    assert queue.info(ref).owner == session
+    assert queue.finish(session, ref, 3, 5, [9]) is OK
+    assert queue.kinds(ref) == [1, (2, 5, 6), (4, 7, 8), (5, 9), "stop"]
+    info = queue.info(ref)
+    assert (info.status, info.reason, info.n) == (JobStatus.DONE, FinishReason.STOP, 5)
+    assert (info.payload, info.owner, info.tags) == (None, None, ("night", "x"))
+    assert queue.step(session, ref, 5, 1, 2) is SEALED
+    assert queue.finish(session, ref, 3, 5, [9]) is SEALED
+    assert queue.run(functions.beat(KEYS, 0, session, "n")) == {}
+    assert queue.run(functions.job_status(KEYS, ref)) is JobStatus.DONE
+
+
+def test_reading_from_the_middle(queue: Queue) -> None:
+    ref, session = queue.submit("j", request=Request(prompt="hi", grain=2)), queue.hello()
+    queue.claim(session)
+    queue.step(session, ref, 1, 5, 6)
+    queue.step(session, ref, 2, 7, 8)
+    # An entry is found by any position inside it; a marker is passed by naming it.
+    for position, indexes in {1: [2, 4], 2: [4], 3: [4], 4: []}.items():
+        assert [e.index for e in queue.read(ref, position) if isinstance(e, wire.Entry)] == indexes
+    assert isinstance(queue.read(ref, 0)[0], wire.Marker)
+    assert isinstance(queue.read(ref, (0, 1))[0], wire.Entry)
