@@ -126,15 +126,25 @@ def beat(
     *,
     draining: bool = False,
     alone: JobRef | None = None,
+    info: Mapping[str, str] | None = None,
 ) -> Call[dict[JobRef, int]]:
     """Renews the lease and tells whether the session drains and which suspect it steps alone.
+
+    Args:
+        keys: Names of the keys.
+        p: The partition.
+        session: Who beats.
+        nonce: What only that session knows.
+        draining: Whether it takes no more jobs.
+        alone: The suspect that it is about to step alone.
+        info: What it tells about itself anew, beside what ``hello`` told: how much it has to do.
 
     The call returns the jobs that the session owns and the marker of each claim, and raises:
         Fenced: Redis does not know this session.
     """
-    args = function_call(
-        "beat", keys.prefix(p), session, nonce, int(draining), _member(alone) if alone else ""
-    )
+    pairs = [part for pair in (info or {}).items() for part in pair]
+    member = _member(alone) if alone else ""
+    args = function_call("beat", keys.prefix(p), session, nonce, int(draining), member, *pairs)
 
     def parse(reply: Any) -> dict[JobRef, int]:
         owned = _unless_fenced(reply)[1]

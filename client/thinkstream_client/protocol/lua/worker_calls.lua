@@ -5,6 +5,13 @@ local MAX_ATTEMPTS = 3
 local BACKOFF_MS, MAX_BACKOFF_MS = 1000, 60000
 local FENCED = { 'FENCED' }
 
+-- What a session tells about itself: names and values, from one of the arguments on.
+local function take_info(key, argv, first)
+  for i = first, #argv, 2 do
+    redis.call('HSET', key, 'info:' .. argv[i], argv[i + 1])
+  end
+end
+
 -- ARGV: session, nonce, replica, slots, lease_ms, info (name, value)...
 local function hello(keys, argv)
   local P, session, nonce = keys[1], argv[1], argv[2]
@@ -16,9 +23,7 @@ local function hello(keys, argv)
   local now = now_ms()
   redis.call('HSET', key, 'nonce', nonce, 'replica', argv[3], 'slots', argv[4], 'lease_ms', argv[5],
     'draining', '0', 'alone', '', 'since', now)
-  for i = 6, #argv, 2 do
-    redis.call('HSET', key, 'info:' .. argv[i], argv[i + 1])
-  end
+  take_info(key, argv, 6)
   redis.call('ZADD', P .. 'leases', now + argv[5], session)
   event(P, 'hello', { tenant = '', id = '' }, '', session)
   return { 'OK' }
@@ -42,7 +47,7 @@ local function held_by(P, session, with_marks)
   return held
 end
 
--- ARGV: session, nonce, draining 0|1, member stepped alone or ''
+-- ARGV: session, nonce, draining 0|1, member stepped alone or '', info (name, value)...
 local function beat(keys, argv)
   local P, session = keys[1], argv[1]
   local lease_ms = check_nonce(P, session, argv[2])
@@ -50,7 +55,9 @@ local function beat(keys, argv)
     return FENCED
   end
   redis.call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
-  redis.call('HSET', P .. 'session:' .. session, 'draining', argv[3], 'alone', argv[4])
+  local key = P .. 'session:' .. session
+  redis.call('HSET', key, 'draining', argv[3], 'alone', argv[4])
+  take_info(key, argv, 5)
   return { 'OK', held_by(P, session, true) }
 end
 
