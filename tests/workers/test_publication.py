@@ -20,7 +20,7 @@ from thinkstream_client.records import Finish, FinishReason, JobRef, SessionId, 
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.orders import JobKey, TokenOut
 from thinkstream_workers.publication import End, Publication, Repair
-from thinkstream_workers.result_stream import ResultStream
+from thinkstream_workers.stream_snapshot import StreamSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,13 +66,13 @@ def take_entries(pub: Publication) -> list[Entry]:
 
 def stream(
     entries: list[Entry], *, mk: int = 1, session: str = SESSION, sealed: bool = False
-) -> ResultStream:
+) -> StreamSnapshot:
     markers = [
         Marker(num_tokens=0, mk=n, claims=n, session=SessionId(session), claimed_ms=0)
         for n in range(1, mk + 1)
     ]
     seal = [Terminal(Finish(reason=FinishReason.LENGTH, num_tokens=0))] if sealed else []
-    return ResultStream.of([*markers, *entries, *seal])
+    return StreamSnapshot.of([*markers, *entries, *seal])
 
 
 def ended(pub: Publication, text: str, reason: FinishReason = FinishReason.LENGTH) -> Publication:

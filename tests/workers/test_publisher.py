@@ -17,7 +17,7 @@ from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStat
 from thinkstream_workers.job_table import JobTable
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.mailboxes import Inbox, Outbox
-from thinkstream_workers.orders import JobKey, SequenceEnd, StepOutput, Stop, StopCause, TokenOut
+from thinkstream_workers.orders import JobKey, SequenceEnd, StepOutput, Stop, TokenOut
 from thinkstream_workers.publication import Publication
 from thinkstream_workers.publisher import Publisher
 from thinkstream_workers.pulse import Pulse
@@ -100,10 +100,8 @@ class Replica:
         for _ in range(num_turns):
             self.publisher.turn(0.0)
 
-    def stops(self) -> list[tuple[JobKey, StopCause]]:
-        return [
-            (order.key, order.cause) for order in self.inbox.drain(block=False) if isinstance(order, Stop)
-        ]
+    def stops(self) -> list[JobKey]:
+        return [order.key for order in self.inbox.drain(block=False) if isinstance(order, Stop)]
 
 
 def tokens(key: JobKey, text: str, start: int = 1) -> list[StepOutput]:
@@ -163,7 +161,7 @@ def test_a_stop_string_ends_the_job_here_and_in_the_engine(service: Service, rep
     assert (result.text, result.ids) == ("AB", tuple(b"ABCD"))
     assert result.finish is not None
     assert (result.finish.reason, result.finish.num_tokens) == (FinishReason.STOP, 4)
-    assert replica.stops() == [(key, StopCause.STOP_STRING)]
+    assert replica.stops() == [key]
 
 
 @pytest.mark.parametrize("lost", ["ts1_step", "ts1_finish"])
@@ -219,7 +217,7 @@ def test_another_history_is_left_alone(service: Service, replica: Replica, redis
         _copy(client, service.keys.out(other), service.keys.out(ref), num_entries=2)
     replica.make(*tokens(key, "C", start=3), num_turns=2)
     assert key not in replica.table
-    assert (key, StopCause.DROPPED) in replica.stops()
+    assert key in replica.stops()
     assert len(service.result(ref).raw) == len(before.raw) - 1
 
 
@@ -229,7 +227,7 @@ def test_a_cancelled_job_is_dropped_at_its_next_step(service: Service, replica: 
     replica.make(*tokens(key, "A"))
     service.connection.run(functions.cancel(service.keys, ref))
     replica.make(*tokens(key, "B", start=2), num_turns=2)
-    assert replica.stops() == [(key, StopCause.DROPPED)]
+    assert replica.stops() == [key]
     result = service.result(ref)
     assert result.ids == (65,)
     assert result.finish is not None
@@ -244,7 +242,7 @@ def test_a_beat_drops_what_is_not_ours_and_adopts_what_is(service: Service, repl
     (claimed,) = service.claim(replica.session.id)
     replica.publisher.beat_soon()
     replica.make()
-    assert replica.stops() == [(key, StopCause.DROPPED)]
+    assert replica.stops() == [key]
     assert replica.adopted == [JobKey(claimed.ref, claimed.mk)]
 
 
@@ -255,7 +253,7 @@ def test_a_fenced_session_drops_all_and_starts_anew(service: Service, replica: R
     old = replica.session.id
     service.connection.run(functions.reap(service.keys, 0, old))
     replica.make(*tokens(key, "B", start=2), num_turns=2)
-    assert replica.stops() == [(key, StopCause.DROPPED)]
+    assert replica.stops() == [key]
     assert len(replica.table) == 0
     assert replica.session.id != old
     assert replica.session.is_open
@@ -316,7 +314,7 @@ def test_failures_are_final_or_tried_again(
 def test_tokens_of_a_dropped_job_make_the_engine_forget_it(replica: Replica) -> None:
     stranger = JobKey(JobRef("t", "stranger"), 1)
     replica.make(*tokens(stranger, "A"))
-    assert replica.stops() == [(stranger, StopCause.DROPPED)]
+    assert replica.stops() == [stranger]
 
 
 def _roll_back(url: str, stream: str, *, keep: int) -> None:

@@ -14,13 +14,11 @@ from thinkstream_client.records import JobFailure
 
 from .batch import Batch, EngineLoad
 from .batcher import Batcher
-from .mailboxes import Inbox, Outbox
+from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, StepOutput
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
-
-_OUTBOX_WAIT_S = 0.1
 
 
 class Engine:
@@ -116,5 +114,5 @@ class Engine:
     def _put(self, output: StepOutput) -> None:
         if not (output.tokens or output.ends or output.started):
             return
-        while not self._outbox.put(output, _OUTBOX_WAIT_S) and not self._stopping.is_set():
+        while not self._outbox.put(output, IDLE_WAIT_S) and not self._stopping.is_set():
             self._on_turn()

@@ -29,7 +29,7 @@ from thinkstream_model.generation import GenerationDefaults
 
 from .job_table import JobTable
 from .job_times import JobTimes
-from .mailboxes import Inbox, Outbox
+from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Submit
 from .publication import End, IncrementalText, Publication
 from .resolve import Limits, check_prompt, resolve, sampling_note
@@ -38,7 +38,6 @@ from .session import Session
 
 logger = logging.getLogger(__name__)
 
-_WAIT_S = 0.1
 _RETRY_S = 0.2
 
 
@@ -128,7 +127,7 @@ class Intake:
         while not self._stopping.is_set():
             self.turn()
 
-    def turn(self, wait_s: float = _WAIT_S) -> bool:
+    def turn(self, wait_s: float = IDLE_WAIT_S) -> bool:
         """Prepares the next job, waiting up to ``wait_s`` for one; tells whether there was any."""
         try:
             key, claimed = self._arrivals.get(timeout=wait_s)
@@ -241,7 +240,7 @@ class Intake:
 
     def _end(self, end: SequenceEnd) -> None:
         output = StepOutput(ends=[end])
-        while not self._outbox.put(output, _WAIT_S) and not self._stopping.is_set():
+        while not self._outbox.put(output, IDLE_WAIT_S) and not self._stopping.is_set():
             pass
 
 

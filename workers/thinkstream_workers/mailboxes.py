@@ -10,8 +10,8 @@ from collections import deque
 
 from .orders import Order, StepOutput
 
-IDLE_WAIT_S = 0.1
-"""Longest wait of an idle engine: it must show that it is alive far more often than a lease lasts."""
+IDLE_WAIT_S = 0.05
+"""Longest wait at a door, for work or for room: who waits must show that it is alive, and hear of an end."""
 
 
 class Inbox:

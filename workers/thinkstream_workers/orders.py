@@ -6,7 +6,6 @@ the other's Redis, tensors or clock.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,19 +44,11 @@ class Submit:
     alone: bool = False
 
 
-class StopCause(enum.Enum):
-    """Why a sequence is to stop before its own end."""
-
-    DROPPED = "dropped"  #: not ours any more: sealed, cancelled, expired or taken over; say nothing
-    STOP_STRING = "stop_string"  #: the Publisher found a stop string and seals the stream itself
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Forget a sequence, silently: whoever gives this order has dealt with the stream."""
 
     key: JobKey
-    cause: StopCause = StopCause.DROPPED
 
 
 Order = Submit | Stop

@@ -17,7 +17,7 @@ from thinkstream_client.records import Finish, FinishReason, Timings, TokenLogpr
 
 from .job_times import JobTimes
 from .orders import JobKey, TokenOut
-from .result_stream import ResultStream
+from .stream_snapshot import StreamSnapshot
 
 
 class IncrementalText(Protocol):
@@ -188,7 +188,7 @@ class Publication:
             completion_tokens=self.num_tokens,
         )
 
-    def repair(self, stream: ResultStream) -> Repair:
+    def repair(self, stream: StreamSnapshot) -> Repair:
         """Compares the stream as it stands with what we know, after Redis said that its length is another.
 
         Where the stream is ours, the number of published tokens is set to what it holds.

@@ -19,15 +19,14 @@ from thinkstream_client.records import FinishReason, JobFailure
 
 from .endings import finish_row, is_final, log_end
 from .job_table import JobTable
-from .mailboxes import Inbox, Outbox
-from .orders import JobKey, SequenceEnd, StepOutput, Stop, StopCause, TokenOut
+from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
+from .orders import JobKey, SequenceEnd, StepOutput, Stop, TokenOut
 from .publication import End, Publication, Repair
 from .pulse import Pulse
 from .session import Session
 
 logger = logging.getLogger(__name__)
 
-IDLE_WAIT_S = 0.05
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 MAX_REPAIRS = 3
 """Refusals in a row after which a job is left to whoever owns it."""
@@ -155,7 +154,7 @@ class Publisher:
         if publication.times.first_token_at is None:
             publication.times.first_token_at = now
         if publication.end is not None:
-            self._inbox.put(Stop(key=token.key, cause=StopCause.STOP_STRING))
+            self._inbox.put(Stop(key=token.key))
         if publication.has_something:
             self._waiting[token.key] = publication
 

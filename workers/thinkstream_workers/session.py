@@ -20,7 +20,7 @@ from thinkstream_client.records import JobFailure, JobRef, SessionId
 
 from .config import ReplicaConfig
 from .orders import JobKey
-from .result_stream import ResultStream
+from .stream_snapshot import StreamSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -180,14 +180,14 @@ class Session:
         self._is_open = False
         logger.info("session %s is closed, %d jobs given back", self._id, len(refs))
 
-    def read_stream(self, ref: JobRef) -> ResultStream:
+    def read_stream(self, ref: JobRef) -> StreamSnapshot:
         """Reads a job's result stream from its start; empty if there is none.
 
         Raises:
             RecordInvalid: An entry is not one of ours.
         """
         found = self._run(functions.read_results(self._keys, {ref: 0}, block_ms=None, count=None))
-        return ResultStream.of(found.get(ref, ()))
+        return StreamSnapshot.of(found.get(ref, ()))
 
     def read_job(self, ref: JobRef) -> JobInfo:
         """Reads a job's hash.

@@ -10,7 +10,7 @@ from thinkstream_client.protocol.wire import Broken, Entry, Marker, RawEntry, Te
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResultStream:
+class StreamSnapshot:
     """What a stream holds.
 
     Attributes:
@@ -26,7 +26,7 @@ class ResultStream:
     sealed: bool = False
 
     @classmethod
-    def of(cls, raw_entries: Iterable[RawEntry]) -> ResultStream:
+    def of(cls, raw_entries: Iterable[RawEntry]) -> StreamSnapshot:
         """Sorts a stream's entries by what they are.
 
         Raises:
