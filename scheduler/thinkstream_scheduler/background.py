@@ -81,6 +81,7 @@ def _arguments(options: UpOptions) -> list[str]:
     """The command line that gives ``options`` again."""
     values = {
         "--redis": options.redis_url,
+        "--partitions": options.num_partitions,
         "--ray": options.ray_address,
         "--model": options.model,
         "--replicas": options.num_replicas,

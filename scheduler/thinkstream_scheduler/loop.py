@@ -1,9 +1,7 @@
 """The scheduler: gives waiting jobs to free slots, and keeps replicas and queue alive.
 
-Its state is what Redis and its replicas say, looked at anew each turn, so any number of schedulers may
-serve one namespace and one that starts anew knows everything at once. It gives jobs to its own replicas
-alone and buries nobody else's: those of other services have schedulers of their own. What needs no
-replica, the leases that end and the sweeps, it does for all. It knows replicas through a small `Pool` and
+Its state is what Redis says, looked at anew each turn, so any number of schedulers may serve one
+namespace and one that starts anew knows everything at once. It knows replicas through a small `Pool` and
 nothing of Ray.
 """
 
@@ -13,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from thinkstream_client.errors import ServiceUnavailable
@@ -39,10 +37,6 @@ class Pool(Protocol):
 
     def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
         """Hands claimed jobs to a replica. May be lost with it: the queue knows who owns what."""
-        ...
-
-    def sessions(self) -> Mapping[SessionId, str]:
-        """The present session of each replica that has reported one, with the replica's name."""
         ...
 
     def deaths(self) -> list[str]:
@@ -77,7 +71,6 @@ class Scheduler:
             restart_max_s=config.restart_max_ms / 1e3,
         )
         self._view = View()
-        self._own: Mapping[SessionId, str] = {}
         self._stopping = threading.Event()
         self._next_upkeep_s = self._next_report_s = 0.0
         self._num_turns = 0
@@ -117,8 +110,8 @@ class Scheduler:
             self._next_upkeep_s = now_s + self._config.sweep_ms / 1e3
             self._keep_up(now_s)
         self._view = self._queue.look()
-        for name in self._own.values():
-            self._roster.note_ready(name)
+        for live in self._view.sessions:
+            self._roster.note_ready(live.replica)
         if any(live.lease_left_ms <= 0 for live in self._view.sessions):
             self._done["reaped"] += self._queue.reap()
             self._view = self._queue.look()
@@ -130,13 +123,12 @@ class Scheduler:
     def _bury(self, now_s: float) -> None:
         """Takes the jobs of replicas that Ray reports dead, without waiting for their lease to end."""
         dead = self._pool.deaths()
-        # Only sessions that were reported before the notice was taken: a later one is the successor's.
-        self._unburied.update(session for session, name in self._own.items() if name in dead)
+        # Only sessions that were seen before the notice was taken: a later one is the successor's.
+        self._unburied.update(live.session for live in self._view.sessions if live.replica in dead)
         for name in dead:
-            was_ready = name in self._own.values()
+            was_ready = any(live.replica == name for live in self._view.sessions)
             self._roster.note_death(name, now_s, was_ready=was_ready)
             logger.warning("replica %s died%s", name, "" if was_ready else " before it was ready")
-        self._own = self._pool.sessions()
         for session in sorted(self._unburied):
             self._done["reaped"] += self._queue.reap(session)
             self._unburied.discard(session)
@@ -154,14 +146,15 @@ class Scheduler:
             self._pool.keep(name)
 
     def _give_out(self) -> None:
-        free = {live.session: live.free_slots for live in self._view.sessions if live.session in self._own}
+        free = {live.session: live.free_slots for live in self._view.sessions}
+        replica_of = {live.session: live.replica for live in self._view.sessions}
         self._num_turns += 1
         num_free = sum(max(0, slots) for slots in free.values())
         for partition, num_waiting in turns(self._view.waiting, num_free, self._num_turns):
             for session, num_jobs in spread(free, num_waiting).items():
                 jobs = self._queue.claim(partition, session, min(num_jobs, self._config.max_claim))
                 if jobs:
-                    self._pool.assign(self._own[session], jobs)
+                    self._pool.assign(replica_of[session], jobs)
                     free[session] -= len(jobs)
                     self._done["assigned"] += len(jobs)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -21,9 +20,6 @@ from thinkstream_workers.config import ReplicaConfig
 
 from .embedded import EmbeddedServer
 from .launch import Service, ServiceOptions, start_service
-from .leftovers import end_processes, end_remote_actors
-from .pool import ray_namespace
-from .processes import boot_id, marked
 from .resources import num_cores
 from .stop_signals import StopSignals
 
@@ -31,7 +27,6 @@ MAIN_PROCESS = "service"
 """The part under which the state file names the process that serves."""
 
 _LOCK_FILE = "up.lock"
-_ID_FILE = "service-id"
 _DATA_FOLDER = "data"
 _DEMO = "demo"
 _RANDOM = "random:"
@@ -70,23 +65,22 @@ class UpOptions:
     drain_timeout_s: float = 10.0
 
 
-def serve(options: UpOptions, announce: Callable[[], None]) -> None:
+def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
     """Serves until SIGINT, SIGTERM or SIGHUP, then drains.
 
     Args:
         options: What to serve.
-        announce: Called once the service is ready and the state file tells of it.
+        announce: Told once the service is ready.
 
     Raises:
         ConfigError: Something given cannot be used.
         ServiceUnavailable: Another service runs here, or a part does not work.
         KeyboardInterrupt: A signal came before the service was ready.
     """
-    with only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
+    with _only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
+        remove_state()  # of a service that was killed
+        cleanup.callback(remove_state)
         model = _absolute(options.model)
-        former = read_state()  # of a service that was killed
-        if former is not None:
-            end_processes(former)
         server = None
         url = options.redis_url
         if url is None:
@@ -110,7 +104,7 @@ def replica_threads(num_replicas: int) -> int:
 
 
 @contextlib.contextmanager
-def only_one() -> Generator[None]:
+def _only_one() -> Generator[None]:
     """Holds the state folder: two services would write one data folder.
 
     Raises:
@@ -123,8 +117,7 @@ def only_one() -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             state = read_state()
-            main = state.processes.get(MAIN_PROCESS) if state is not None else None
-            where = f" (pid {main.pid})" if main is not None else ""
+            where = f" (pid {state.pids.get(MAIN_PROCESS, 0)})" if state is not None else ""
             raise ServiceUnavailable(
                 f"a service runs here already{where}; end it with `thinkstream down`"
             ) from None
