@@ -19,6 +19,7 @@ from .client import Client
 from .core.batch_core import BatchProgress
 from .core.compose import BatchItem
 from .core.results import BatchResult, JobResult
+from .core.service import ServiceStatus
 from .errors import (
     BatchNotFound,
     CommandRefused,
@@ -44,7 +45,7 @@ from .errors import (
 )
 from .files.jsonl import read_lines, result_line
 from .job import Job, TokenStream
-from .protocol.functions import BatchEnd, JobInfo, JobSummary
+from .protocol.functions import BatchEnd, JobInfo, JobSummary, SessionInfo, TenantInfo
 from .records import (
     Finish,
     FinishReason,
@@ -98,8 +99,11 @@ __all__ = [
     "ResultExpired",
     "SamplingParams",
     "ServiceError",
+    "ServiceStatus",
     "ServiceUnavailable",
+    "SessionInfo",
     "StreamForked",
+    "TenantInfo",
     "ThinkstreamError",
     "Timings",
     "TokenChunk",

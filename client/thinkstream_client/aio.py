@@ -20,8 +20,9 @@ from .core.compose import (
     new_job_id,
 )
 from .core.follow import PATIENCE_S
+from .core.service import ServiceStatus, TenantSettings
 from .discovery import find_service
-from .protocol.functions import BatchEnd, JobSummary, SessionInfo
+from .protocol.functions import BatchEnd, JobSummary, SessionInfo, TenantInfo
 from .records import Request, SamplingParams
 from .settings import RedisSettings
 
@@ -198,6 +199,22 @@ class AsyncClient:
     async def replicas(self) -> list[SessionInfo]:
         """Returns the replicas that are alive."""
         return await self._runner.run(self._core.replicas())
+
+    async def status(self) -> ServiceStatus:
+        """Returns how the service stands: replicas and their load, queues, tenants."""
+        return await self._runner.run(self._core.service_status())
+
+    async def tenant_set(self, tenant: str, **settings: Unpack[TenantSettings]) -> TenantInfo:
+        """Sets a tenant's weight and caps and returns how it stands now.
+
+        Args:
+            tenant: Its name.
+            **settings: What to set; a cap of 0 is none, and what is not named stays as it is.
+
+        Raises:
+            InvalidRequest: The name or a value is outside its range.
+        """
+        return await self._runner.run(self._core.tenant_set(tenant, settings))
 
     async def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Waits until a replica is alive.

@@ -72,6 +72,9 @@ class Worker:
         self._thread.start()
         return self
 
+    def beat(self, **info: str) -> None:
+        self._connection.run(functions.beat(self._keys, 0, self.session, "nonce", info=info))
+
     def allow(self, entries: int | None) -> None:
         self._allowed = entries
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any, cast
 
 from thinkstream_client.core.results import JobResult
@@ -81,7 +80,8 @@ def replica_object(session: SessionInfo) -> dict[str, Any]:
         "draining": session.draining,
         "lease_left_ms": session.lease_left_ms,
         "since_ms": session.since_ms,
-        "info": session.info,
+        "load": session.load,
+        "info": {name: value for name, value in session.info.items() if name not in session.load},
     }
 
 
@@ -100,18 +100,17 @@ def letter_object(letter: DeadLetter, *, with_request: bool = False) -> dict[str
     return shown | ({"request": _request(letter.payload)} if with_request else {})
 
 
-def queues_object(backlogs: Sequence[Backlog]) -> dict[str, Any]:
-    """Returns what waits and runs, over all partitions."""
+def queues_object(backlog: Backlog) -> dict[str, Any]:
+    """Returns what waits and runs."""
     classes: dict[str, Any] = {}
     for priority, name in enumerate(PRIORITIES):
-        found = [one.classes[priority] for one in backlogs if priority in one.classes]
-        waiting, again = sum(one.num_jobs for one in found), sum(one.again for one in found)
-        classes[name] = {"waiting": waiting, "again": again}
+        found = backlog.classes.get(priority)
+        classes[name] = {"waiting": found.num_jobs if found else 0, "again": found.again if found else 0}
     return {
         "classes": classes,
-        "running": sum(one.running for one in backlogs),
-        "retrying": sum(one.retrying for one in backlogs),
-        "dead_letters": sum(one.dead for one in backlogs),
+        "running": backlog.running,
+        "retrying": backlog.retrying,
+        "dead_letters": backlog.dead,
     }
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from thinkstream_client.discovery import find_service
-from thinkstream_client.keys import Keys
-from thinkstream_client.protocol import functions
-from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.client import Client
 from thinkstream_client.protocol.functions import SessionInfo, TenantInfo
-from thinkstream_client.protocol.namespace import settled
-from thinkstream_client.protocol.server_check import server_check
 
 from . import options
 from .objects import queues_object, replica_object, tenant_object
 from .output import console, print_json, print_table
+
+_LOAD = ("waiting", "free blocks", "tokens")
+"""Columns of a replica's load."""
 
 
 def register(app: typer.Typer) -> None:
@@ -43,13 +41,9 @@ def status(
 
     Example: `thinkstream status --json`
     """
-    settings = find_service(url, namespace)
-    with closing(Connection(settings)) as connection:
-        server = connection.run(server_check())
-        keys = settled(connection, settings).keys
-        sessions = _alive(connection, keys)
-        queues = queues_object([connection.run(functions.backlog(keys, p)) for p in keys.partitions])
-        tenants = [one for p in keys.partitions for one in connection.run(functions.tenants(keys, p))]
+    with closing(Client(url, namespace=namespace)) as client:
+        settings, found = client.settings, client.status()
+    server, queues = found.server, queues_object(found.backlog)
     if as_json:
         about = {"name": server.name, "version": server.version, "append_only": server.append_only}
         print_json(
@@ -57,18 +51,18 @@ def status(
                 "url": settings.masked_url,
                 "namespace": settings.namespace,
                 "server": about,
-                "replicas": [replica_object(one) for one in sessions],
+                "replicas": [replica_object(one) for one in found.replicas],
                 "queues": queues,
-                "tenants": [tenant_object(one) for one in tenants],
+                "tenants": [tenant_object(one) for one in found.tenants],
             }
         )
     else:
         where = f"{settings.masked_url}, namespace {settings.namespace}"
         console.print(f"{server.name} {server.version} at {where}", soft_wrap=True, markup=False)
-        _print_replicas(sessions)
+        _print_replicas(found.replicas)
         _print_queues(queues)
-        _print_tenants(tenants)
-    if not sessions:
+        _print_tenants(found.tenants)
+    if not found.replicas:
         raise typer.Exit(1)
 
 
@@ -97,52 +91,45 @@ def tenant_set(
 
     Example: `thinkstream tenant set research --weight 3 --max-running 64`
     """
-    settings = find_service(url, namespace)
-    with closing(Connection(settings)) as connection:
-        keys = settled(connection, settings).keys
-        for p in keys.partitions:
-            connection.run(
-                functions.tenant_set(
-                    keys,
-                    p,
-                    tenant,
-                    weight=weight,
-                    max_jobs=max_jobs,
-                    max_bytes=max_bytes,
-                    max_running=max_running,
-                    max_tokens_per_s=max_tokens_per_s,
-                )
-            )
-        found = [one for one in connection.run(functions.tenants(keys, 0)) if one.tenant == tenant]
-    now = found[0] if found else TenantInfo(tenant=tenant)
+    with closing(Client(url, namespace=namespace)) as client:
+        now = client.tenant_set(
+            tenant,
+            weight=weight,
+            max_jobs=max_jobs,
+            max_bytes=max_bytes,
+            max_running=max_running,
+            max_tokens_per_s=max_tokens_per_s,
+        )
     if as_json:
         print_json(tenant_object(now))
     else:
         console.print(f"{tenant}: weight {now.weight:g}, {_caps(now) or 'no caps'}", soft_wrap=True)
 
 
-def _alive(connection: Connection, keys: Keys) -> list[SessionInfo]:
-    found = {
-        one.session: one
-        for p in keys.partitions
-        for one in connection.run(functions.sessions(keys, p))
-        if one.lease_left_ms > 0
-    }
-    return sorted(found.values(), key=lambda one: one.replica)
-
-
 def _print_replicas(sessions: Sequence[SessionInfo]) -> None:
     if not sessions:
         console.print("no replica is alive: jobs wait in the queue", style="red", soft_wrap=True)
         return
-    names = sorted({name for one in sessions for name in one.info})
-    table = Table("replica", "running", "slots", "state", *names, box=None)
+    names = sorted({name for one in sessions for name in one.info.keys() - one.load.keys()})
+    loads = any(one.load for one in sessions)
+    table = Table("replica", "running", "slots", "state", *(_LOAD if loads else ()), *names, box=None)
     for one in sessions:
         state = "draining" if one.draining else "alive"
         info = (one.info.get(name, "") for name in names)
-        table.add_row(one.replica, str(one.owned), str(one.slots), state, *info)
+        load = _load(one.load) if loads else ()
+        table.add_row(one.replica, str(one.owned), str(one.slots), state, *load, *info)
     console.print()
     print_table(table)
+
+
+def _load(load: Mapping[str, int]) -> tuple[str, ...]:
+    """The cells under ``_LOAD``."""
+    blocks = (
+        f"{load['free_blocks']} of {load['num_blocks']}"
+        if load.keys() >= {"free_blocks", "num_blocks"}
+        else ""
+    )
+    return (str(load.get("waiting", "")), blocks, str(load.get("tokens", "")))
 
 
 def _print_queues(queues: dict[str, Any]) -> None:

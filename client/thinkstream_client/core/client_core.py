@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from thinkstream_client.errors import (
     ConfigError,
@@ -32,8 +32,7 @@ from .effects import Operation, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower, Submission
 from .result_stream import ResultStream
 from .results import JobResult
-
-T = TypeVar("T")
+from .service import ServiceStatus, TenantSettings, ask_all, living_replicas, service_status, tenant_set
 
 _PER_PIPELINE = 128
 _READY_EVERY_MS = 200
@@ -138,15 +137,27 @@ class ClientCore:
         calls = [
             functions.list_jobs(self._keys, p, tenant, tag=tag, limit=limit) for p in self._keys.partitions
         ]
-        found = [job for part in (yield from self._all(calls)) for job in part]
+        found = [job for part in (yield from ask_all(calls, self._patience_s)) for job in part]
         return sorted(found, key=lambda job: -job.submitted_ms)[:limit]
 
     def replicas(self) -> Operation[list[functions.SessionInfo]]:
         """Returns the sessions whose lease holds, each once."""
         yield from self.connect()
-        parts = yield from self._all([functions.sessions(self._keys, p) for p in self._keys.partitions])
-        alive = {one.session: one for part in parts for one in part if one.lease_left_ms > 0}
-        return list(alive.values())
+        return list((yield from living_replicas(self._keys, self._patience_s)))
+
+    def service_status(self) -> Operation[ServiceStatus]:
+        """Returns how the service stands: replicas, queues, tenants."""
+        server = yield from self.connect()
+        return (yield from service_status(self._keys, server, self._patience_s))
+
+    def tenant_set(self, tenant: str, settings: TenantSettings) -> Operation[functions.TenantInfo]:
+        """Sets what is given of a tenant's share and caps, and returns how it stands now.
+
+        Raises:
+            InvalidRequest: The name or a value is outside its range.
+        """
+        yield from self.connect()
+        return (yield from tenant_set(self._keys, tenant, settings, self._patience_s))
 
     def wait_ready(self, timeout_s: float) -> Operation[None]:
         """Waits until a replica is alive that takes jobs.
@@ -225,7 +236,7 @@ class ClientCore:
     def close_batch(self, tenant: str, batch_id: str) -> Operation[None]:
         """Says that all jobs of a batch were submitted; saying it again changes nothing."""
         yield from self.connect()
-        yield from self._all(closing_calls(self._keys, tenant, batch_id))
+        yield from ask_all(closing_calls(self._keys, tenant, batch_id), self._patience_s)
 
     def wait_batch(self, tenant: str, batch_id: str, timeout_s: float | None) -> Operation[BatchEnd]:
         """Waits until the last job of a batch has ended. Asks nothing again and again.
@@ -244,7 +255,7 @@ class ClientCore:
     def _is_durable(self, ref: JobRef, num_tokens: int, server: ServerInfo) -> Operation[bool]:
         # The field that `confirm` writes is behind the result in the append-only file: once it is on disk, so
         # is the result. The end is read again because Redis may have gone back before that.
-        on_disk = True
+        on_disk: object = True
         if server.has_waitaof:
             calls: tuple[Call[Any], ...] = (
                 functions.confirm(self._keys, ref),
@@ -259,13 +270,6 @@ class ClientCore:
         sealed = functions.read_results(self._keys, {ref: num_tokens}, block_ms=None, count=None)
         entries = (yield from ask(sealed, self._patience_s)).get(ref, [])
         return on_disk is True and any(isinstance(entry, Terminal) for entry in entries)
-
-    def _all(self, calls: Sequence[Call[T]]) -> Operation[list[T]]:
-        replies = yield from ask_many(calls, self._patience_s)
-        for reply in replies:
-            if isinstance(reply, ThinkstreamError):
-                raise reply
-        return [reply for reply in replies if not isinstance(reply, ThinkstreamError)]
 
 
 def job_ref(job_id: object, tenant: object) -> JobRef:

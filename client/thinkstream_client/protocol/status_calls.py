@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thinkstream_client.keys import Keys
@@ -11,6 +11,8 @@ from thinkstream_client.records import JobRef, SessionId
 from .call import Call, function_call
 
 _TENANT_FIELDS = ("weight", "jobs", "bytes", "running", "rate")
+LOAD_FIELDS = ("waiting", "free_blocks", "num_blocks", "tokens")
+"""What of a session's info is its load: sequences without blocks, blocks, tokens since its start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,21 @@ class SessionInfo:
     def free_slots(self) -> int:
         """Jobs that it can take now."""
         return 0 if self.draining or self.lease_left_ms < 0 else max(0, self.slots - self.owned)
+
+    def joined(self, same: SessionInfo) -> SessionInfo:
+        """The session with what another partition sees of it: slots are one, jobs add up, each lease counts."""
+        return replace(
+            self,
+            owned=self.owned + same.owned,
+            draining=self.draining or same.draining,
+            lease_left_ms=min(self.lease_left_ms, same.lease_left_ms),
+            alone=self.alone or same.alone,
+        )
+
+    @property
+    def load(self) -> dict[str, int]:
+        """What the replica has in hand, of ``LOAD_FIELDS`` those that it tells."""
+        return {name: int(self.info[name]) for name in LOAD_FIELDS if self.info.get(name, "").isdecimal()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
