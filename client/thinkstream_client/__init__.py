@@ -18,6 +18,7 @@ from .batch import AsyncBatchJob, BatchJob
 from .client import Client
 from .core.batch_core import BatchProgress
 from .core.compose import BatchItem
+from .core.history import JobHistory, Tenure
 from .core.results import BatchResult, JobResult
 from .core.service import ServiceStatus
 from .errors import (
@@ -84,6 +85,7 @@ __all__ = [
     "JobError",
     "JobExpired",
     "JobFailed",
+    "JobHistory",
     "JobInfo",
     "JobNotFound",
     "JobResult",
@@ -104,6 +106,7 @@ __all__ = [
     "SessionInfo",
     "StreamForked",
     "TenantInfo",
+    "Tenure",
     "ThinkstreamError",
     "Timings",
     "TokenChunk",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from .core.client_core import ClientCore
 from .core.effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep, Wait
 from .core.follow import Submission
+from .core.history import JobHistory
 from .core.read_pool import ReadPool
 from .core.result_stream import ResultStream
 from .core.results import JobResult
@@ -128,6 +129,13 @@ class AsyncJob:
             JobNotFound: There is no such job.
         """
         return await self._run(self._core.info(self._ref))
+
+    async def history(self) -> JobHistory:
+        """Returns which replicas had it and how it ended, with usage and timings; reads the whole result.
+
+        It is empty for a job that nobody has taken up, and once the result has expired.
+        """
+        return await self._run(self._core.history(self._ref))
 
     def stream(self, from_index: int = 0, *, timeout_s: float | None = None) -> AsyncTokenStream:
         """Returns its tokens as they come, from any token on, also long after they came.

@@ -12,7 +12,16 @@ import pytest
 from thinkstream_client.errors import Fenced
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.records import Finish, FinishReason, JobFailure, JobRef, Request, SessionId, Usage
+from thinkstream_client.records import (
+    Finish,
+    FinishReason,
+    JobFailure,
+    JobRef,
+    Request,
+    SessionId,
+    Timings,
+    Usage,
+)
 from thinkstream_client.settings import RedisSettings
 
 LEASE_MS = 60_000
@@ -144,6 +153,7 @@ class Worker:
             num_tokens=len(ids),
             text=HELD_BACK,
             usage=Usage(prompt_tokens=3, completion_tokens=len(ids)),
+            timings=Timings(queued_ms=1, prefill_ms=20, first_token_ms=30, decode_ms=1400),
         )
         row = functions.FinishRow(
             ref=ref,

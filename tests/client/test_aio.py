@@ -109,3 +109,13 @@ async def test_errors(client: AsyncClient) -> None:
     with pytest.raises(ServiceUnavailable):
         await client.wait_ready(timeout_s=0.05)
     assert await client.replicas() == [] and await client.jobs() == []
+
+
+async def test_history(redis_url: str, worker: Worker) -> None:
+    worker.start()
+    async with AsyncClient(redis_url) as client:
+        job = await client.submit("Hello")
+        await job.result(timeout_s=10)
+        history = await job.history()
+        assert [one.session for one in history.tenures] == [worker.session]
+        assert history.finish is not None and history.finish.usage.completion_tokens == 8

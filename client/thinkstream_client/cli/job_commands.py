@@ -11,10 +11,11 @@ from rich.table import Table
 
 from thinkstream_client.client import Client
 from thinkstream_client.core.compose import new_job_id
+from thinkstream_client.core.history import JobHistory
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.job import Job
 from thinkstream_client.protocol.functions import JobInfo
-from thinkstream_client.records import PRIORITIES, JobRef
+from thinkstream_client.records import PRIORITIES, Finish, JobRef
 
 from . import options
 from .objects import job_object, result_object, summary_object
@@ -131,17 +132,18 @@ def inspect(
     url: options.Url = None,
     namespace: options.Namespace = None,
 ) -> None:
-    """Shows all that the queue knows about a job: attempts, owner, times, resolved sampling.
+    """Shows all that the queue knows about a job: attempts, who ran it, times, usage, resolved sampling.
 
     Example: `thinkstream inspect 4f0c21d7a9be5e6f01c3a2d4`
     """
     with closing(Client(url, namespace=namespace)) as client:
-        info = client.job(job_id, tenant=tenant).info()
+        job = client.job(job_id, tenant=tenant)
+        info, history = job.info(), job.history()
     if as_json:
-        print_json(job_object(info))
+        print_json(job_object(info, history))
         return
     table = Table(show_header=False, box=None)
-    for name, value in _rows(info).items():
+    for name, value in _rows(info, history).items():
         if value:
             table.add_row(name, value)
     print_table(table)
@@ -220,9 +222,9 @@ def _print_result(job: Job) -> None:
         raise
 
 
-def _rows(info: JobInfo) -> dict[str, str]:
+def _rows(info: JobInfo, history: JobHistory) -> dict[str, str]:
     """Returns what ``inspect`` shows, by name; what is empty is left out."""
-    shown = job_object(info)
+    shown = job_object(info, history)
     rows = {name: str(shown[name]) for name in ("id", "tenant", "status")}
     rows["reason"] = info.reason or ""
     rows["error"] = f"{info.failure.code}: {info.failure.message}" if info.failure else ""
@@ -234,11 +236,32 @@ def _rows(info: JobInfo) -> dict[str, str]:
     rows["deadline"] = local_time(info.deadline_at_ms) if info.deadline_at_ms else ""
     rows["result kept"] = duration(info.result_ttl_ms)
     rows |= {"claims": str(info.claims), "attempts": f"{info.attempts} failed", "owner": info.owner or ""}
+    for one in history.tenures:
+        whence = f", from token {one.num_tokens}" if one.num_tokens else ""
+        rows[f"claim {one.number}"] = f"{local_time(one.claimed_ms)} {one.session}{whence}"
+    rows |= _rows_of_end(history.finish)
     rows["suspect"] = "its last owner died" if info.suspect else ""
     rows["request"] = f"{len(info.payload)} bytes" if info.payload else ""
     given = {name: value for name, value in shown["sampling"].items() if value not in (None, [], {})}
     rows["sampling"] = ", ".join(f"{name} {value}" for name, value in given.items())
     return rows
+
+
+def _rows_of_end(finish: Finish | None) -> dict[str, str]:
+    if finish is None:
+        return {}
+    usage, timings = finish.usage, finish.timings
+    prompt = f"{usage.prompt_tokens} prompt ({usage.cached_tokens} cached)"
+    times = {
+        "queued": timings.queued_ms,
+        "prefill": timings.prefill_ms,
+        "first token": timings.first_token_ms,
+        "decode": timings.decode_ms,
+    }
+    return {
+        "usage": f"{prompt}, {usage.completion_tokens} result",
+        "timings": ", ".join(f"{name} {duration(ms)}" for name, ms in times.items()),
+    }
 
 
 def _between(begin_ms: int | None, end_ms: int | None) -> str:

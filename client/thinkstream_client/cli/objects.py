@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any, cast
 
+from thinkstream_client.core.history import JobHistory
 from thinkstream_client.core.results import JobResult
 from thinkstream_client.errors import RecordInvalid, RequestError, ThinkstreamError
 from thinkstream_client.protocol import wire
@@ -28,8 +29,9 @@ def result_object(ref: JobRef, result: JobResult, error: ThinkstreamError | None
     return {"id": ref.job_id, "tenant": ref.tenant, **shown, "error": told}
 
 
-def job_object(info: JobInfo) -> dict[str, Any]:
+def job_object(info: JobInfo, history: JobHistory) -> dict[str, Any]:
     """Returns all about a job. Times are the server's, in ms since 1970."""
+    end = history.finish
     return {
         "id": info.ref.job_id,
         "tenant": info.ref.tenant,
@@ -52,6 +54,9 @@ def job_object(info: JobInfo) -> dict[str, Any]:
         "payload_bytes": None if info.payload is None else len(info.payload),
         "sampling": _sampling(info.note),
         "error": _failure(info.failure),
+        "usage": None if end is None else dataclasses.asdict(end.usage),
+        "timings": None if end is None else dataclasses.asdict(end.timings),
+        "tenures": [dataclasses.asdict(one) for one in history.tenures],
     }
 
 

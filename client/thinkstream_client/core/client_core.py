@@ -30,6 +30,7 @@ from .batch_end import closing_calls, wait_for_end
 from .compose import BatchItem, deadline_ms, new_job_id, priority_number
 from .effects import Operation, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower, Submission
+from .history import JobHistory, history_of
 from .result_stream import ResultStream
 from .results import JobResult
 from .service import ServiceStatus, TenantSettings, ask_all, living_replicas, service_status, tenant_set
@@ -121,6 +122,12 @@ class ClientCore:
         """
         yield from self.connect()
         return (yield from ask(functions.job_info(self._keys, ref), self._patience_s))
+
+    def history(self, ref: JobRef) -> Operation[JobHistory]:
+        """Returns who had a job and how it ended; reads the whole stream."""
+        yield from self.connect()
+        call = functions.read_results(self._keys, {ref: 0}, block_ms=None, count=None)
+        return history_of((yield from ask(call, self._patience_s)).get(ref, ()))
 
     def cancel(self, ref: JobRef) -> Operation[JobStatus]:
         """Cancels a job unless it has ended, and returns its status.

@@ -74,7 +74,7 @@ class SessionInfo:
         return 0 if self.draining or self.lease_left_ms < 0 else max(0, self.slots - self.owned)
 
     def joined(self, same: SessionInfo) -> SessionInfo:
-        """The session with what another partition sees of it: slots are one, jobs add up, each lease counts."""
+        """The session as two partitions tell of it: its slots are one, its jobs add up, each lease counts."""
         return replace(
             self,
             owned=self.owned + same.owned,

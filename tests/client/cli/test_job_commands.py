@@ -110,11 +110,38 @@ def test_inspect(command: Command, worker: Worker, client: Client, until: Until)
     worker.allow(None)
     client.job("seen").result()
     shown = command("inspect", "seen").out
-    assert "temperature 0.6, top_k 20, seed 5\n" in shown.replace(" \n", "\n")
     rows = {line[:12].strip(): line[12:].strip() for line in shown.splitlines()}
     assert (rows["status"], rows["reason"], rows["tokens"]) == ("done", "length", "8")
     assert rows["waited"].endswith("s") and rows["ran"].endswith("s") and rows["result kept"] == "1 h 0 min"
+    assert rows["sampling"] == "temperature 0.6, top_k 20, seed 5"
     assert "logprobs" not in shown and "deadline" not in rows
+
+
+def test_inspect_tells_who_had_it_and_what_it_took(
+    command: Command, worker: Worker, next_worker: Worker, client: Client, until: Until
+) -> None:
+    assert command("inspect", client.submit("Hello", id="waiting").id, "--json").json["tenures"] == []
+    client.job("waiting").cancel()
+    worker.start(allowed=3)
+    stream = client.submit("Hello", id="seen").stream(timeout_s=10)
+    for _ in range(3):
+        next(stream)
+    told = command("inspect", "seen", "--json").json
+    assert (told["usage"], told["timings"]) == (None, None)
+    worker.die()
+    next_worker.start()
+    client.job("seen").result(timeout_s=10)
+    told = command("inspect", "seen", "--json").json
+    had = [(one["number"], one["session"], one["num_tokens"]) for one in told["tenures"]]
+    assert had == [(1, worker.session, 0), (2, next_worker.session, 3)]
+    assert told["tenures"][1]["claimed_ms"] == told["claimed_ms"]
+    assert told["usage"] == {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 8}
+    assert told["timings"] == {"queued_ms": 1, "prefill_ms": 20, "first_token_ms": 30, "decode_ms": 1400}
+    rows = {line[:12].strip(): line[12:].strip() for line in command("inspect", "seen").out.splitlines()}
+    assert rows["claim 1"].endswith(worker.session)
+    assert rows["claim 2"].endswith(f"{next_worker.session}, from token 3")
+    assert rows["usage"] == "3 prompt (0 cached), 8 result"
+    assert rows["timings"] == "queued 1 ms, prefill 20 ms, first token 30 ms, decode 1.4 s"
 
 
 def test_jobs(command: Command, client: Client) -> None:
