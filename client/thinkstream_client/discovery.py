@@ -22,24 +22,39 @@ STATE_FILE = "service.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMark:
+    """What tells a process from every other that ever has its id between two boots.
+
+    Attributes:
+        pid: Its id.
+        start_time: When it started, in the kernel's ticks since the boot.
+    """
+
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceState:
     """A service that was started on this machine.
 
     Attributes:
         url: Its Redis.
         namespace: First part of its keys.
-        pids: Processes it consists of, by their part (``redis``, ``scheduler``, ``ray``).
+        processes: What it consists of on this machine, by part (``redis``, ``scheduler``, ``ray-0``).
+        boot_id: The kernel's name for the boot within which the processes run.
         ray_address: The Ray cluster its actors live in; empty where a local one was started.
+        ray_namespace: Where its actors have their names in that cluster.
         model: What it serves, as given to ``up``.
-        data_dir: Where an embedded server keeps its data; empty with a server of one's own.
     """
 
     url: str
     namespace: str = "ts"
-    pids: Mapping[str, int] = field(default_factory=dict[str, int])
+    processes: Mapping[str, ProcessMark] = field(default_factory=dict[str, ProcessMark])
+    boot_id: str = ""
     ray_address: str = ""
+    ray_namespace: str = ""
     model: str = ""
-    data_dir: str = ""
 
 
 def state_dir() -> Path:
@@ -111,8 +126,12 @@ def _parse(value: Any) -> ServiceState:
     return ServiceState(
         url=str(known["url"]),
         namespace=str(known["namespace"]),
-        pids={str(part): int(pid) for part, pid in known["pids"].items()},
-        ray_address=str(known.get("ray_address", "")),
-        model=str(known.get("model", "")),
-        data_dir=str(known.get("data_dir", "")),
+        processes={
+            str(part): ProcessMark(pid=int(mark["pid"]), start_time=int(mark["start_time"]))
+            for part, mark in known["processes"].items()
+        },
+        boot_id=str(known["boot_id"]),
+        ray_address=str(known["ray_address"]),
+        ray_namespace=str(known["ray_namespace"]),
+        model=str(known["model"]),
     )

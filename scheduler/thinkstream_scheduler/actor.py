@@ -5,22 +5,45 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 import ray.exceptions
 
 from thinkstream_workers.config import ReplicaConfig
 
-from .config import SchedulerConfig
+from .config import SchedulerConfig, ray_namespace
 from .loop import Scheduler
-from .pool import RayPool, explained, ray_namespace
+from .pool import RayPool, explained
 from .redis_queue import RedisQueue
 from .resources import ReplicaResources
 
 _ray: Any = ray  # whose types do not reach through results
 _NAME = "scheduler"
 _CONTROL_TIMEOUT_S = 60.0
+
+
+class SchedulerSettings(NamedTuple):
+    """All that a scheduler is told.
+
+    Attributes:
+        config: Its own settings.
+        replica: What each replica is told.
+        resources: What each replica gets.
+    """
+
+    config: SchedulerConfig
+    replica: ReplicaConfig
+    resources: ReplicaResources
+
+    @property
+    def namespace(self) -> str:
+        """The Ray namespace of the service."""
+        return ray_namespace(self.config.redis, self.config.service_id)
+
+    def pool(self) -> RayPool:
+        """The replicas; none is held yet."""
+        return RayPool(self.replica, self.resources, self.namespace)
 
 
 @ray.remote
@@ -37,7 +60,8 @@ class SchedulerActor:
 
     def __init__(self, config: SchedulerConfig, replica: ReplicaConfig, resources: ReplicaResources) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-        self._scheduler = Scheduler(config, RedisQueue(config.redis), RayPool(replica, resources))
+        self._settings = SchedulerSettings(config, replica, resources)
+        self._scheduler = Scheduler(config, RedisQueue(config.redis), self._settings.pool())
         self._thread = threading.Thread(target=self._scheduler.run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -47,6 +71,11 @@ class SchedulerActor:
         return os.getpid()
 
     @ray.method
+    def settings(self) -> SchedulerSettings:
+        """What it was told."""
+        return self._settings
+
+    @ray.method
     def stop(self) -> None:
         """Ends the loop: nothing is claimed and nobody replaced after this returns."""
         self._scheduler.stop()
@@ -54,27 +83,35 @@ class SchedulerActor:
 
 
 class SchedulerHandle:
-    """The namespace's scheduler actor, adopted where it lives, else started; does not wait for it.
+    """The service's scheduler actor, adopted where it lives, else started; does not wait for it.
 
     Args:
-        config: The scheduler's settings.
-        replica: What each replica is told.
-        resources: What each replica gets.
+        settings: What it is told.
     """
 
-    def __init__(self, config: SchedulerConfig, replica: ReplicaConfig, resources: ReplicaResources) -> None:
+    def __init__(self, settings: SchedulerSettings) -> None:
         self._actor: Any = (
             cast("Any", SchedulerActor)
             .options(
                 name=_NAME,
-                namespace=ray_namespace(config.redis),
+                namespace=settings.namespace,
                 get_if_exists=True,
                 lifetime="detached",
                 max_restarts=-1,
                 num_cpus=0,
             )
-            .remote(config, replica, resources)
+            .remote(*settings)
         )
+
+    @staticmethod
+    def lives(settings: SchedulerSettings) -> bool:
+        """Whether a scheduler of the service runs that was told the same."""
+        try:
+            actor = _ray.get_actor(_NAME, namespace=settings.namespace)
+            found: SchedulerSettings = _ray.get(actor.settings.remote(), timeout=_CONTROL_TIMEOUT_S)
+        except (ValueError, ray.exceptions.RayError):
+            return False
+        return found == settings
 
     def wait_until_ready(self) -> int:
         """Returns its process id once its loop runs.

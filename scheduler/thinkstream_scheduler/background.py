@@ -1,32 +1,27 @@
-"""A service in the background: started by `up --detach`, ended by `down`, by process ids and nothing else."""
+"""A service in the background: started by `up --detach`, ended by `down`."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-from thinkstream_client.discovery import ServiceState, read_state, remove_state, state_dir
-from thinkstream_client.errors import ConfigError, ServiceUnavailable
+from thinkstream_client.discovery import read_state, remove_state, state_dir
+from thinkstream_client.errors import ServiceUnavailable
 
-from . import processes
-from .serve import MAIN_PROCESS, UpOptions
+from .detached import decode_report, encode_options
+from .leftovers import end_processes, end_remote_actors
+from .serve import MAIN_PROCESS, UpOptions, only_one
 
 LOG_FILE = "up.log"
-ERROR_PREFIX = "error: "
-"""How the CLI begins its one line about a failure."""
-
-_POLL_S = 0.1
-_TERM_TIMEOUT_S = 10.0
-_EXIT_CONFIG = 2
-_OUR_WORDS = (b"thinkstream", b"ray", b"valkey-server", b"redis-server")
+FORMER_LOG_FILE = "up.log.1"
 
 
-def start_detached(options: UpOptions) -> ServiceState:
+def start_detached(options: UpOptions) -> None:
     """Runs `up` in a session of its own and returns once it is ready.
 
-    Its output goes to a log file in the state folder.
+    Its output goes to a log file in the state folder, where that of the service before stays too.
 
     Args:
         options: What it serves.
@@ -35,21 +30,32 @@ def start_detached(options: UpOptions) -> ServiceState:
         ConfigError, ServiceUnavailable: What the child said before it ended.
     """
     folder = state_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / LOG_FILE).open("wb") as log:
+    with only_one():  # a service that runs still writes its log
+        if (folder / LOG_FILE).exists():
+            os.replace(folder / LOG_FILE, folder / FORMER_LOG_FILE)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as line, (folder / LOG_FILE).open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "thinkstream_scheduler", "up", *_arguments(options)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", f"{__package__}.detached", str(writing)],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
+            pass_fds=(writing,),
             start_new_session=True,
         )
-    try:
-        return _wait_until_ready(child, folder / LOG_FILE)
-    except KeyboardInterrupt:
-        child.terminate()
-        child.wait()
-        raise
+        os.close(writing)
+        try:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin:  # what it died of is told below
+                child.stdin.write(encode_options(options))
+            said = line.read()  # to its end, which comes with the report or the child's death
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait()
+            raise
+    if not said:
+        raise ServiceUnavailable(f"`up` ended with code {child.wait()}; see {folder / LOG_FILE}")
+    decode_report(said).check()
 
 
 def stop_service(timeout_s: float) -> bool:
@@ -63,63 +69,15 @@ def stop_service(timeout_s: float) -> bool:
 
     Raises:
         ConfigError: The state file is broken.
+        ServiceUnavailable: Ray does not end its actors.
     """
     state = read_state()
     if state is None:
         return False
-    # The parts end with the main process; what does not, because that was killed, is ended by id.
-    parts = {part: _identified(pid) for part, pid in state.pids.items()}
-    processes.end(parts.pop(MAIN_PROCESS, {}), timeout_s=timeout_s)
-    if not state.ray_address:
-        left = {pid: started for found in parts.values() for pid, started in found.items()}
-        processes.end(left, timeout_s=_TERM_TIMEOUT_S)
-    remove_state()
+    # The parts end with the main process; what does not, because that was killed, is ended one by one.
+    end_processes(state, MAIN_PROCESS, timeout_s=timeout_s)
+    end_processes(state)
+    if read_state() == state:  # it takes the file away when it has ended everything itself
+        end_remote_actors(state)
+        remove_state()
     return True
-
-
-def _arguments(options: UpOptions) -> list[str]:
-    """The command line that gives ``options`` again."""
-    values = {
-        "--redis": options.redis_url,
-        "--partitions": options.num_partitions,
-        "--ray": options.ray_address,
-        "--model": options.model,
-        "--replicas": options.num_replicas,
-        "--slots": options.slots,
-        "--device": options.device,
-        "--dtype": options.dtype,
-        "--max-context": options.max_context,
-        "--namespace": options.namespace,
-        "--drain": options.drain_timeout_s,
-    }
-    return [part for name, value in values.items() if value is not None for part in (name, str(value))]
-
-
-def _wait_until_ready(child: subprocess.Popen[bytes], log: Path) -> ServiceState:
-    while True:
-        code = child.poll()
-        if code is not None:
-            reason = _last_error(log) or f"`up` ended with code {code}; see {log}"
-            raise ConfigError(reason) if code == _EXIT_CONFIG else ServiceUnavailable(reason)
-        state = read_state()
-        if state is not None and state.pids.get(MAIN_PROCESS) == child.pid:
-            return state
-        time.sleep(_POLL_S)
-
-
-def _last_error(log: Path) -> str | None:
-    lines = log.read_text(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith(ERROR_PREFIX)]
-    return errors[-1].removeprefix(ERROR_PREFIX) if errors else None
-
-
-def _identified(pid: int) -> dict[int, int]:
-    """A process with its start time, if it is one of ours: ids are given again to others."""
-    started = processes.start_time(pid)
-    if started is None:
-        return {}
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return {}
-    return {pid: started} if any(word in command for word in _OUR_WORDS) else {}

@@ -1,25 +1,22 @@
 """The commands that start and end services: `up`, `down`, `demo`. Found through an entry point.
 
-What they start is imported when they run: a help text needs neither Ray nor torch.
+What they start is imported when they run: a help text needs neither Ray nor torch. Errors are raised, and
+become a line and a code where all commands are run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thinkstream_client.errors import ConfigError, RequestError, ThinkstreamError
+from thinkstream_client.discovery import read_state
 
 if TYPE_CHECKING:
-    from thinkstream_client.discovery import ServiceState
+    from .serve import UpOptions
 
-EXIT_SERVICE = 1
-EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130
+_EXIT_JOB = 3  # what the command line gives for a job that ended without what was asked for
 
 
 def register(app: typer.Typer) -> None:
@@ -68,29 +65,29 @@ def up(
 
     Example: thinkstream up --replicas 2 --detach
     """
-    with one_line_errors():
-        from .serve import UpOptions, serve
+    from .serve import UpOptions, serve
 
-        began_s = time.monotonic()
-        options = UpOptions(
-            redis_url=redis,
-            num_partitions=partitions,
-            namespace=namespace,
-            ray_address=ray,
-            model=model,
-            num_replicas=replicas,
-            slots=slots,
-            device=device,
-            dtype=dtype,
-            max_context=max_context,
-            drain_timeout_s=drain,
-        )
-        if detach:
-            from .background import start_detached
+    began_s = time.monotonic()
+    options = UpOptions(
+        redis_url=redis,
+        num_partitions=partitions,
+        namespace=namespace,
+        ray_address=ray,
+        model=model,
+        num_replicas=replicas,
+        slots=slots,
+        device=device,
+        dtype=dtype,
+        max_context=max_context,
+        drain_timeout_s=drain,
+    )
+    if detach:
+        from .background import start_detached
 
-            _announce(start_detached(options), began_s, "`thinkstream down`")
-        else:
-            serve(options, lambda state: _announce(state, began_s, "Ctrl-C"))
+        start_detached(options)
+        _announce(options, began_s, "`thinkstream down`")
+    else:
+        serve(options, lambda: _announce(options, began_s, "Ctrl-C"))
 
 
 def down(
@@ -100,10 +97,9 @@ def down(
 
     Example: thinkstream down
     """
-    with one_line_errors():
-        from .background import stop_service
+    from .background import stop_service
 
-        stopped = stop_service(timeout)
+    stopped = stop_service(timeout)
     typer.echo("the service has ended" if stopped else "no service runs here")
 
 
@@ -114,36 +110,20 @@ def demo() -> None:
 
     Example: thinkstream demo
     """
-    with one_line_errors():
-        from .demo import run_demo
+    from .demo import run_demo
 
-        run_demo()
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Generator[None]:
-    """Says what is wrong in one line on stderr, and ends with the code of its kind."""
-    try:
-        yield
-    except (ConfigError, RequestError) as error:
-        _fail(str(error), EXIT_CONFIG)
-    except ThinkstreamError as error:
-        _fail(str(error), EXIT_SERVICE)
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not run_demo():
+        raise typer.Exit(_EXIT_JOB)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(code)
-
-
-def _announce(state: ServiceState, began_s: float, how_to_end: str) -> None:
+def _announce(options: UpOptions, began_s: float, how_to_end: str) -> None:
     from thinkstream_client.settings import RedisSettings
 
-    num_replicas = sum(part.startswith("replica-") for part in state.pids)
+    state = read_state()
+    assert state is not None  # it was written before anybody is told
+    many = "s" if options.num_replicas != 1 else ""
     typer.echo(
-        f"serving {state.model} with {num_replicas} replica{'s' if num_replicas != 1 else ''} "
+        f"serving {state.model} with {options.num_replicas} replica{many} "
         f"on {RedisSettings(url=state.url).masked_url} (namespace {state.namespace}), "
         f"ready after {time.monotonic() - began_s:.1f} s; end it with {how_to_end}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 from thinkstream_client.errors import ConfigError
@@ -14,6 +15,8 @@ class SchedulerConfig:
 
     Attributes:
         redis: The server and the namespace that it serves.
+        service_id: Tells its replicas from those of other services on the same namespace; empty where there
+            is no other. All schedulers of one service have the same.
         num_replicas: Replicas to hold alive.
         wake_ms: Longest wait for an event; deaths and ended leases are seen at least this often.
         sweep_ms: Time between sweeps.
@@ -28,6 +31,7 @@ class SchedulerConfig:
     """
 
     redis: RedisSettings
+    service_id: str = ""
     num_replicas: int = 1
     wake_ms: int = 100
     sweep_ms: int = 1_000
@@ -57,5 +61,16 @@ class SchedulerConfig:
 
     @property
     def replica_names(self) -> tuple[str, ...]:
-        """Names of the replicas to hold. Every scheduler of a namespace holds the same ones."""
-        return tuple(f"replica-{i}" for i in range(self.num_replicas))
+        """Names of the replicas to hold. Every scheduler of a service holds the same ones."""
+        suffix = f"-{self.service_id}" if self.service_id else ""
+        return tuple(f"replica-{i}{suffix}" for i in range(self.num_replicas))
+
+
+def ray_namespace(redis: RedisSettings, service_id: str = "") -> str:
+    """The Ray namespace in which the actors of one service have their names, and nobody else's.
+
+    Several services may share a Ray cluster, each with a server of its own or all with one, so server and
+    service are both part of it.
+    """
+    suffix = f"-{service_id}" if service_id else ""
+    return f"thinkstream-{redis.namespace}-{zlib.crc32(redis.masked_url.encode()):08x}{suffix}"

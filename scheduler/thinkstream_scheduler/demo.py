@@ -19,7 +19,7 @@ from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 
 from .demo_questions import FIRST, demo_questions
-from .demo_view import DemoJob, figures, live_view
+from .demo_view import DemoJob, answer, figures, live_view
 from .embedded import EmbeddedServer
 from .launch import ServiceOptions, start_service
 from .serve import replica_threads
@@ -30,8 +30,11 @@ _NUM_SHOWN = 8
 _POLL_S = 0.1
 
 
-def run_demo() -> None:
+def run_demo() -> bool:
     """Starts everything, shows it at work, ends everything; the last also on Ctrl-C and after a failure.
+
+    Returns:
+        Whether the answers that are known are those that came.
 
     Raises:
         ConfigError, ServiceUnavailable: A part cannot be started.
@@ -61,9 +64,14 @@ def run_demo() -> None:
         console.print()
         console.print(figures(jobs, _NUM_REPLICAS))
         for job in jobs[: len(FIRST)]:
-            console.print(f"\n[bold]{job.question.text}[/bold]\n{job.text.strip()}")
+            console.print(answer(job))
+        wrong = [job.question for job in jobs if not job.is_right]
         console.print("\ncleaning up ...")
+    if wrong:
+        console.print(f"{wrong[0].text} was not answered with {wrong[0].expected}.", markup=False)
+        return False
     console.print("done. Start the service with `thinkstream up`.")
+    return True
 
 
 async def _stream_all(

@@ -12,15 +12,17 @@ class Question:
     Attributes:
         tenant: Who asks.
         text: What is asked.
+        expected: What stands in every right answer; empty where anything goes.
     """
 
     tenant: str
     text: str
+    expected: str = ""
 
 
 FIRST = (
-    Question("alice", "What is the capital of France?"),
-    Question("boris", "Какая столица России?"),
+    Question("alice", "What is the capital of France?", "Paris"),
+    Question("boris", "Какая столица России?", "Москва"),
 )
 """Those whose answers are printed in full at the end."""
 

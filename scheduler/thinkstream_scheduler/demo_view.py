@@ -35,6 +35,16 @@ class DemoJob:
     first_token_s: float | None = None
     ended_s: float | None = None
 
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer has in it what was expected."""
+        return self.question.expected in self.text
+
+
+def answer(job: DemoJob) -> Text:
+    """Question and answer in full; brackets in them are what the model said, and no markup."""
+    return Text.assemble("\n", (job.question.text, "bold"), "\n", job.text.strip())
+
 
 def live_view(jobs: Sequence[DemoJob], num_shown: int, console: Console) -> RenderableType:
     """The first jobs' answers so far, and a line about all."""

@@ -6,9 +6,11 @@ The only place that knows all the parts. What they are is decided by its caller,
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from thinkstream_client.errors import ConfigError
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.namespace import settled
 from thinkstream_client.protocol.server_check import server_check
@@ -16,10 +18,14 @@ from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 
 from .config import SchedulerConfig
+from .leftovers import end_actors
 from .ray_runtime import RayRuntime
-from .resources import ReplicaResources, num_cores
+from .resources import ReplicaResources, num_cores, shortage
 
 logger = logging.getLogger(__name__)
+
+_ROOM_TIMEOUT_S = 2.0  # what an actor held until now is told to be free a moment later
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,9 @@ class ServiceOptions:
     Attributes:
         redis: The server and the namespace.
         replica: What each replica is told; names are filled in.
+        service_id: Tells this service from others on the same namespace or in the same Ray cluster; empty
+            where it has both to itself. Actors that live under the same id and were told the same are
+            adopted, those that were told anything else are ended first.
         num_replicas: Replicas to hold.
         ray_address: A running Ray cluster; None starts one for this process.
         num_cpus: CPUs that Ray sets aside for a replica; None shares this machine's among the replicas.
@@ -39,6 +48,7 @@ class ServiceOptions:
 
     redis: RedisSettings
     replica: ReplicaConfig
+    service_id: str = ""
     num_replicas: int = 1
     ray_address: str | None = None
     num_cpus: float | None = None
@@ -50,23 +60,41 @@ class ServiceOptions:
 class Service:
     """The scheduler and its replicas, from `start_service` on.
 
+    Args:
+        options: What to start.
+        runtime: The connection to Ray; closed with the service.
+        checkpoint: Called while it waits; what it raises ends the start.
+
     Attributes:
-        pids: Its processes as they were at the start: the actors by name, the parts of a Ray of our own by
-            number.
+        settings: What its scheduler was told.
+        pids: Its processes as they were at the start, wherever they run: the actors by name, the parts of a
+            Ray of our own by number.
+
+    Raises:
+        ConfigError: Ray has no room for the replicas.
+        ServiceUnavailable: What a former service left does not end.
     """
 
-    def __init__(self, options: ServiceOptions, runtime: RayRuntime) -> None:
-        from .actor import SchedulerHandle
-        from .pool import RayPool
+    def __init__(self, options: ServiceOptions, runtime: RayRuntime, checkpoint: Callable[[], None]) -> None:
+        from .actor import SchedulerHandle, SchedulerSettings
 
         resources = _resources(options)
-        config = SchedulerConfig(redis=options.redis, num_replicas=options.num_replicas)
+        config = SchedulerConfig(
+            redis=options.redis, service_id=options.service_id, num_replicas=options.num_replicas
+        )
+        settings = SchedulerSettings(config, options.replica, resources)
+        if not SchedulerHandle.lives(settings):
+            num_ended = end_actors(settings.namespace)
+            if num_ended:
+                logger.warning("ended %d actors that a service with other settings had left", num_ended)
+            _check_room(resources, options.num_replicas, runtime, checkpoint)
         self._runtime = runtime
         self._names = config.replica_names
-        self._pool = RayPool(options.replica, resources)
+        self.settings = settings
+        self._pool = settings.pool()
         for name in self._names:
             self._pool.keep(name)
-        self._scheduler = SchedulerHandle(config, options.replica, resources)
+        self._scheduler = SchedulerHandle(settings)
         self.pids: dict[str, int] = {}
 
     def wait_until_ready(self, timeout_s: float, checkpoint: Callable[[], None]) -> None:
@@ -138,7 +166,7 @@ def start_service(options: ServiceOptions, checkpoint: Callable[[], None] = _go_
     runtime = RayRuntime(address=options.ray_address, show_logs=options.show_logs)
     try:
         checkpoint()
-        service = Service(options, runtime)
+        service = Service(options, runtime, checkpoint)
     except BaseException:
         runtime.close()
         raise
@@ -162,6 +190,22 @@ def _checked(settings: RedisSettings) -> RedisSettings:
     if not server.append_only:
         logger.warning("%s keeps no append-only file: jobs are lost when it stops", server.name)
     return settings
+
+
+def _check_room(
+    resources: ReplicaResources, num_replicas: int, runtime: RayRuntime, checkpoint: Callable[[], None]
+) -> None:
+    """Returns if the replicas fit into the cluster: Ray would let an actor that does not wait for ever.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    until_s = time.monotonic() + _ROOM_TIMEOUT_S
+    while (missing := shortage(resources, num_replicas, runtime.room())) is not None:
+        checkpoint()
+        if time.monotonic() > until_s:
+            raise ConfigError(missing)
+        time.sleep(_POLL_S)
 
 
 def _resources(options: ServiceOptions) -> ReplicaResources:

@@ -1,7 +1,9 @@
 """The scheduler: gives waiting jobs to free slots, and keeps replicas and queue alive.
 
-Its state is what Redis says, looked at anew each turn, so any number of schedulers may serve one
-namespace and one that starts anew knows everything at once. It knows replicas through a small `Pool` and
+Its state is what Redis and its replicas say, looked at anew each turn, so any number of schedulers may
+serve one namespace and one that starts anew knows everything at once. It gives jobs to its own replicas
+alone and buries nobody else's: those of other services have schedulers of their own. What needs no
+replica, the leases that end and the sweeps, it does for all. It knows replicas through a small `Pool` and
 nothing of Ray.
 """
 
@@ -11,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from thinkstream_client.errors import ServiceUnavailable
@@ -37,6 +39,10 @@ class Pool(Protocol):
 
     def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
         """Hands claimed jobs to a replica. May be lost with it: the queue knows who owns what."""
+        ...
+
+    def sessions(self) -> Mapping[SessionId, str]:
+        """The sessions that the replicas had reported when `deaths` was called last, with their names."""
         ...
 
     def deaths(self) -> list[str]:
@@ -71,6 +77,7 @@ class Scheduler:
             restart_max_s=config.restart_max_ms / 1e3,
         )
         self._view = View()
+        self._own: Mapping[SessionId, str] = {}
         self._stopping = threading.Event()
         self._next_upkeep_s = self._next_report_s = 0.0
         self._num_turns = 0
@@ -110,8 +117,8 @@ class Scheduler:
             self._next_upkeep_s = now_s + self._config.sweep_ms / 1e3
             self._keep_up(now_s)
         self._view = self._queue.look()
-        for live in self._view.sessions:
-            self._roster.note_ready(live.replica)
+        for name in self._own.values():
+            self._roster.note_ready(name)
         if any(live.lease_left_ms <= 0 for live in self._view.sessions):
             self._done["reaped"] += self._queue.reap()
             self._view = self._queue.look()
@@ -122,13 +129,15 @@ class Scheduler:
 
     def _bury(self, now_s: float) -> None:
         """Takes the jobs of replicas that Ray reports dead, without waiting for their lease to end."""
+        # Only sessions that were reported before the notice was taken: a later one is the successor's.
+        reported = self._pool.sessions()
         dead = self._pool.deaths()
-        # Only sessions that were seen before the notice was taken: a later one is the successor's.
-        self._unburied.update(live.session for live in self._view.sessions if live.replica in dead)
+        self._unburied.update(session for session, name in reported.items() if name in dead)
         for name in dead:
-            was_ready = any(live.replica == name for live in self._view.sessions)
+            was_ready = name in reported.values()
             self._roster.note_death(name, now_s, was_ready=was_ready)
             logger.warning("replica %s died%s", name, "" if was_ready else " before it was ready")
+        self._own = self._pool.sessions()
         for session in sorted(self._unburied):
             self._done["reaped"] += self._queue.reap(session)
             self._unburied.discard(session)
@@ -146,15 +155,14 @@ class Scheduler:
             self._pool.keep(name)
 
     def _give_out(self) -> None:
-        free = {live.session: live.free_slots for live in self._view.sessions}
-        replica_of = {live.session: live.replica for live in self._view.sessions}
+        free = {live.session: live.free_slots for live in self._view.sessions if live.session in self._own}
         self._num_turns += 1
         num_free = sum(max(0, slots) for slots in free.values())
         for partition, num_waiting in turns(self._view.waiting, num_free, self._num_turns):
             for session, num_jobs in spread(free, num_waiting).items():
                 jobs = self._queue.claim(partition, session, min(num_jobs, self._config.max_claim))
                 if jobs:
-                    self._pool.assign(replica_of[session], jobs)
+                    self._pool.assign(self._own[session], jobs)
                     free[session] -= len(jobs)
                     self._done["assigned"] += len(jobs)
 

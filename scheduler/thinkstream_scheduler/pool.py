@@ -10,10 +10,9 @@ from __future__ import annotations
 import queue
 import re
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import ray.exceptions
 
 from thinkstream_client.errors import ConfigError, ServiceUnavailable, ThinkstreamError, WeightsError
 from thinkstream_client.protocol.functions import Claimed
-from thinkstream_client.settings import RedisSettings
+from thinkstream_client.records import SessionId
 from thinkstream_workers.actor import ReplicaActor
 from thinkstream_workers.config import ReplicaConfig
 
@@ -38,12 +37,12 @@ _ReplicaActor: Any = ReplicaActor
 ActorProxy = Any
 
 
-def ray_namespace(redis: RedisSettings) -> str:
-    """The Ray namespace in which the actors of one service have their names.
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A replica's actor, and the session that it reported last."""
 
-    Two services may share a Ray cluster, each with a server of its own, so the server is part of it.
-    """
-    return f"thinkstream-{redis.namespace}-{zlib.crc32(redis.masked_url.encode()):08x}"
+    actor: ActorProxy
+    session: SessionId | None = None
 
 
 class RayPool:
@@ -52,30 +51,30 @@ class RayPool:
     Args:
         replica: What each replica is told; its name is filled in.
         resources: What each replica gets.
+        namespace: Where the actors have their names.
     """
 
-    def __init__(self, replica: ReplicaConfig, resources: ReplicaResources) -> None:
-        self._replica, self._resources = replica, resources
-        self._namespace = ray_namespace(replica.redis)
-        self._actors: dict[str, ActorProxy] = {}
+    def __init__(self, replica: ReplicaConfig, resources: ReplicaResources, namespace: str) -> None:
+        self._replica, self._resources, self._namespace = replica, resources, namespace
+        self._held: dict[str, _Held] = {}
+        self._dead: list[str] = []
         # Filled from Ray's threads.
-        self._deaths: queue.SimpleQueue[tuple[str, ActorProxy]] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[tuple[str, _Held, Future[SessionId]]] = queue.SimpleQueue()
 
     def keep(self, name: str) -> None:
         """Adopts the living actor of this name, or starts one; nothing if it is held already."""
-        if name not in self._actors:
+        if name not in self._held:
             self._hold(name, self._adopt_or_start(name))
 
     def adopt(self, name: str) -> ActorProxy | None:
         """The living actor of this name, from now on held; None if there is none."""
-        actor: ActorProxy | None = self._actors.get(name)
-        if actor is None:
+        if name not in self._held:
             try:
                 actor = _ray.get_actor(name, namespace=self._namespace)
             except ValueError:
                 return None
             self._hold(name, actor)
-        return actor
+        return self._held[name].actor
 
     def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
         """Hands claimed jobs to an actor in one call and does not wait for it.
@@ -87,14 +86,14 @@ class RayPool:
         if actor is not None:
             actor.assign.remote(list(jobs))
 
+    def sessions(self) -> Mapping[SessionId, str]:
+        """The session that each replica had reported when `deaths` was called last, with its name."""
+        return {held.session: name for name, held in self._held.items() if held.session is not None}
+
     def deaths(self) -> list[str]:
         """The replicas whose actor died since the last call."""
-        dead: list[str] = []
-        while not self._deaths.empty():
-            name, actor = self._deaths.get()
-            if self._actors.get(name) is actor:
-                del self._actors[name]
-                dead.append(name)
+        self._hear()
+        dead, self._dead = self._dead, []
         return dead
 
     def wait_until_ready(self, timeout_s: float, checkpoint: Callable[[], None]) -> dict[str, int]:
@@ -109,7 +108,7 @@ class RayPool:
             ServiceUnavailable: A replica died of something else, or they took too long.
         """
         until_s = time.monotonic() + timeout_s
-        loading: dict[Any, str] = {actor.ready.remote(): name for name, actor in self._actors.items()}
+        loading: dict[Any, str] = {held.actor.ready.remote(): name for name, held in self._held.items()}
         pids: dict[str, int] = {}
         while loading:
             checkpoint()
@@ -130,15 +129,15 @@ class RayPool:
         Args:
             timeout_s: How long their running jobs may go on.
         """
-        calls: list[Any] = [actor.drain.remote(timeout_s) for actor in self._actors.values()]
+        calls: list[Any] = [held.actor.drain.remote(timeout_s) for held in self._held.values()]
         if calls:
             _ray.wait(calls, num_returns=len(calls), timeout=timeout_s + _CONTROL_TIMEOUT_S)
 
     def kill(self) -> None:
         """Ends every actor that is held, at once."""
-        for actor in self._actors.values():
-            _ray.kill(actor, no_restart=True)
-        self._actors.clear()
+        for held in self._held.values():
+            _ray.kill(held.actor, no_restart=True)
+        self._held.clear()
 
     def _adopt_or_start(self, name: str) -> ActorProxy:
         # Atomic in Ray: of several schedulers one starts it and the others adopt.
@@ -153,13 +152,28 @@ class RayPool:
         ).remote(replace(self._replica, name=name))
 
     def _hold(self, name: str, actor: ActorProxy) -> None:
-        self._actors[name] = actor
-        # A call that never returns fails when the actor dies, within milliseconds.
-        future: Future[None] = actor.wait_dead.remote().future()
-        future.add_done_callback(partial(self._note_death, name, actor))
+        self._held[name] = _Held(actor)
+        self._listen(name, self._held[name])
 
-    def _note_death(self, name: str, actor: ActorProxy, _: Future[None]) -> None:
-        self._deaths.put((name, actor))
+    def _listen(self, name: str, held: _Held) -> None:
+        """Has the next session reported, or the death: the call fails within milliseconds of it."""
+        future: Future[SessionId] = held.actor.next_session.remote(held.session).future()
+        future.add_done_callback(partial(self._take, name, held))
+
+    def _take(self, name: str, held: _Held, future: Future[SessionId]) -> None:
+        self._reports.put((name, held, future))
+
+    def _hear(self) -> None:
+        while not self._reports.empty():
+            name, held, future = self._reports.get()
+            if self._held.get(name) is not held:
+                continue
+            if future.exception() is None:
+                held.session = future.result()
+                self._listen(name, held)
+            else:
+                del self._held[name]
+                self._dead.append(name)
 
 
 def explained(error: Exception, who: str) -> ThinkstreamError:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from thinkstream_client.discovery import ProcessMark
+
 _PROC = Path("/proc")
 _POLL_S = 0.05
 _KILL_TIMEOUT_S = 5.0
@@ -21,6 +23,24 @@ _KILL_TIMEOUT_S = 5.0
 class _Stat(NamedTuple):
     parent: int
     start_time: int
+
+
+def boot_id() -> str:
+    """The kernel's name for the present boot; start times of one boot say nothing in another."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def marked(pids: Mapping[str, int]) -> dict[str, ProcessMark]:
+    """Named processes as they can be found again; those that do not run are left out."""
+    started = {name: (pid, start_time(pid)) for name, pid in pids.items()}
+    return {
+        name: ProcessMark(pid=pid, start_time=time)
+        for name, (pid, time) in started.items()
+        if time is not None
+    }
 
 
 def start_time(pid: int) -> int | None:

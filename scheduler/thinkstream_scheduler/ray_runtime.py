@@ -84,6 +84,15 @@ class RayRuntime:
         """Ids of the processes of a cluster of our own, actors included."""
         return sorted(self._ours())
 
+    def room(self) -> dict[str, float]:
+        """What the cluster has free, by Ray's names; of one of our own, all that it has."""
+        import ray
+
+        untyped: Any = ray
+        found: dict[str, float]
+        found = untyped.available_resources() if self._folder is None else untyped.cluster_resources()
+        return found
+
     def close(self) -> None:
         """Leaves the cluster; one of our own ends with all its processes and files."""
         import ray

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+_TOLERANCE = 1e-4  # Ray counts in ten-thousandths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,22 @@ class ReplicaResources:
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+
+
+def shortage(wanted: ReplicaResources, num_replicas: int, room: Mapping[str, float]) -> str | None:
+    """Says what a cluster lacks for so many replicas; None where they fit.
+
+    Args:
+        wanted: What each replica gets.
+        num_replicas: How many are to run.
+        room: What the cluster has, by Ray's names for it.
+    """
+    for name, each in (("GPU", wanted.num_gpus), ("CPU", wanted.num_cpus)):
+        total, found = num_replicas * each, room.get(name, 0.0)
+        if total > found + _TOLERANCE:
+            many = "s" if num_replicas != 1 else ""
+            return f"{num_replicas} replica{many} of {each:g} {name} want {total:g} {name}, Ray has {found:g}"
+    return None
 
 
 def num_cores() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -18,8 +19,11 @@ from thinkstream_client.errors import ConfigError, ServiceUnavailable
 from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 
+from .config import ray_namespace
 from .embedded import EmbeddedServer
-from .launch import Service, ServiceOptions, start_service
+from .launch import ServiceOptions, start_service
+from .leftovers import end_processes, end_remote_actors
+from .processes import boot_id, marked
 from .resources import num_cores
 from .stop_signals import StopSignals
 
@@ -27,6 +31,7 @@ MAIN_PROCESS = "service"
 """The part under which the state file names the process that serves."""
 
 _LOCK_FILE = "up.lock"
+_ID_FILE = "service-id"
 _DATA_FOLDER = "data"
 _DEMO = "demo"
 _RANDOM = "random:"
@@ -65,22 +70,21 @@ class UpOptions:
     drain_timeout_s: float = 10.0
 
 
-def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
+def serve(options: UpOptions, announce: Callable[[], None]) -> None:
     """Serves until SIGINT, SIGTERM or SIGHUP, then drains.
 
     Args:
         options: What to serve.
-        announce: Told once the service is ready.
+        announce: Called once the service is ready and the state file tells of it.
 
     Raises:
         ConfigError: Something given cannot be used.
         ServiceUnavailable: Another service runs here, or a part does not work.
         KeyboardInterrupt: A signal came before the service was ready.
     """
-    with _only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
-        remove_state()  # of a service that was killed
-        cleanup.callback(remove_state)
+    with only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
         model = _absolute(options.model)
+        former = _former()
         server = None
         url = options.redis_url
         if url is None:
@@ -89,11 +93,29 @@ def serve(options: UpOptions, announce: Callable[[ServiceState], None]) -> None:
             server.start()
             url = server.url
         redis = RedisSettings(url, options.namespace, options.num_partitions)
-        service = start_service(_service_options(replace(options, model=model), redis), signals.check)
+        service_id = _service_id()
+        names = ray_namespace(redis, service_id)
+        if (former.ray_address, former.ray_namespace) != (options.ray_address or "", names):
+            end_remote_actors(former)
+        launch = _service_options(replace(options, model=model), redis, service_id)
+        service = start_service(launch, signals.check)
+        cleanup.callback(remove_state)
         cleanup.callback(service.stop, drain_timeout_s=options.drain_timeout_s)
-        state = _state(options, redis, server, service)
-        write_state(state)
-        announce(state)
+        pids = {MAIN_PROCESS: os.getpid(), "redis": server.pid if server is not None else 0}
+        if options.ray_address is None:  # else its actors may run on any machine
+            pids.update(service.pids)
+        write_state(
+            ServiceState(
+                url=redis.url,
+                namespace=redis.namespace,
+                processes=marked(pids),
+                boot_id=boot_id(),
+                ray_address=options.ray_address or "",
+                ray_namespace=names,
+                model=options.model,
+            )
+        )
+        announce()
         with contextlib.suppress(KeyboardInterrupt):
             _watch(server, signals.check)
 
@@ -104,7 +126,7 @@ def replica_threads(num_replicas: int) -> int:
 
 
 @contextlib.contextmanager
-def _only_one() -> Generator[None]:
+def only_one() -> Generator[None]:
     """Holds the state folder: two services would write one data folder.
 
     Raises:
@@ -117,14 +139,35 @@ def _only_one() -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             state = read_state()
-            where = f" (pid {state.pids.get(MAIN_PROCESS, 0)})" if state is not None else ""
+            main = state.processes.get(MAIN_PROCESS) if state is not None else None
+            where = f" (pid {main.pid})" if main is not None else ""
             raise ServiceUnavailable(
                 f"a service runs here already{where}; end it with `thinkstream down`"
             ) from None
         yield
 
 
-def _service_options(options: UpOptions, redis: RedisSettings) -> ServiceOptions:
+def _former() -> ServiceState:
+    """What a service that was killed has told of itself; what is left of it on this machine is ended."""
+    state = read_state()
+    if state is None:
+        return ServiceState(url="")
+    end_processes(state)
+    if not state.ray_address:
+        remove_state()
+    return state
+
+
+def _service_id() -> str:
+    """What tells this state folder's service from those of other folders and machines."""
+    path = state_dir() / _ID_FILE
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text().strip()
+    path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
+def _service_options(options: UpOptions, redis: RedisSettings, service_id: str) -> ServiceOptions:
     is_local_cpu = options.device == "cpu" and options.ray_address is None
     replica = ReplicaConfig(
         redis=redis,
@@ -136,7 +179,11 @@ def _service_options(options: UpOptions, redis: RedisSettings) -> ServiceOptions
         num_threads=replica_threads(options.num_replicas) if is_local_cpu else None,
     )
     return ServiceOptions(
-        redis=redis, replica=replica, num_replicas=options.num_replicas, ray_address=options.ray_address
+        redis=redis,
+        replica=replica,
+        service_id=service_id,
+        num_replicas=options.num_replicas,
+        ray_address=options.ray_address,
     )
 
 
@@ -154,21 +201,6 @@ def _absolute(model: str) -> str:
     if not Path(path).exists():
         raise ConfigError(f"model {model}: no such {'file' if prefix else 'folder'}")
     return f"{prefix}{Path(path).absolute()}{comma}{rest}"
-
-
-def _state(
-    options: UpOptions, redis: RedisSettings, server: EmbeddedServer | None, service: Service
-) -> ServiceState:
-    state = ServiceState(
-        url=redis.url,
-        namespace=redis.namespace,
-        pids={MAIN_PROCESS: os.getpid(), **service.pids},
-        ray_address=options.ray_address or "",
-        model=options.model,
-    )
-    if server is None:
-        return state
-    return replace(state, pids={**state.pids, "redis": server.pid}, data_dir=str(state_dir() / _DATA_FOLDER))
 
 
 def _watch(server: EmbeddedServer | None, checkpoint: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from thinkstream_client.discovery import (
+    ProcessMark,
     ServiceState,
     find_service,
     read_state,
@@ -15,7 +16,12 @@ from thinkstream_client.discovery import (
 )
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
 
-STATE = ServiceState(url="redis://:secret@127.0.0.1:7000", namespace="mine", pids={"redis": 7})
+STATE = ServiceState(
+    url="redis://:secret@127.0.0.1:7000",
+    namespace="mine",
+    processes={"redis": ProcessMark(pid=7, start_time=1234)},
+    boot_id="f00d",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +53,9 @@ def test_argument_wins_over_variable_over_file(monkeypatch: pytest.MonkeyPatch) 
     assert find_service("redis://host:2").url == "redis://host:2"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"url": "redis://a:1", "namespace": "ts", "pids": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"url": "redis://a:1", "namespace": "ts", "processes": 3}']
+)
 def test_foreign_file_is_named(folder: Path, text: str) -> None:
     folder.mkdir()
     (folder / "service.json").write_text(text)

@@ -18,7 +18,7 @@ from thinkstream_client.errors import JobCancelled, JobNotFound, ResultExpired
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed
-from thinkstream_client.records import JobRef
+from thinkstream_client.records import JobRef, SessionId
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler
 from thinkstream_scheduler.redis_queue import RedisQueue
@@ -190,6 +190,9 @@ class HandPool:
     def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
         self._workers[name].assign(jobs)
 
+    def sessions(self) -> dict[SessionId, str]:
+        return {worker.session.id: name for name, worker in self._workers.items()}
+
     def deaths(self) -> list[str]:
         dead, self.dead = self.dead, []
         return dead
@@ -293,7 +296,7 @@ def test_a_client_wakes_up_anywhere(
     world: World, sites: CallSites, act: Act, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("thinkstream_client.core.follow.STATUS_EVERY_S", 0.0)
-    monkeypatch.setattr("thinkstream_client.core.result_stream._BLOCK_MS", 1)
+    monkeypatch.setattr("thinkstream_client.core.chunk_stream._BLOCK_MS", 1)
     allowed = CLIENT_ACTS[act]
     text, num_places, place = text_of(tokens_of("j", 4)), 1, 0
     while place < num_places:

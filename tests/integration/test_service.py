@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -18,6 +18,7 @@ from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler import processes
 from thinkstream_scheduler.embedded import EmbeddedServer
 from thinkstream_scheduler.launch import Service, ServiceOptions, start_service
+from thinkstream_scheduler.leftovers import end_actors
 from thinkstream_workers.config import ReplicaConfig
 
 NUM_JOBS = 64
@@ -106,6 +107,20 @@ def test_killing_the_scheduler_delays_and_changes_nothing(running: Running) -> N
     assert "Paris" in job.text(timeout_s=30)
     # It has adopted the replicas that it found.
     assert {info.session for info in running.client.replicas()} == sessions
+
+
+def test_only_a_scheduler_that_was_told_the_same_is_adopted(running: Running) -> None:
+    # Not above: what imports Ray's actors may be imported once Ray runs.
+    from thinkstream_scheduler.actor import SchedulerHandle
+
+    told = running.service.settings
+    assert SchedulerHandle.lives(told)
+    assert not SchedulerHandle.lives(told._replace(replica=replace(told.replica, model="another")))
+    elsewhere = told._replace(config=replace(told.config, service_id="f00d"))
+    assert not SchedulerHandle.lives(elsewhere)
+    # Nothing is left of a service that never was, and what is ended for it is nobody else's.
+    assert end_actors(elsewhere.namespace) == 0
+    assert SchedulerHandle.lives(told)
 
 
 def test_a_prompt_beyond_the_context_fails_alone(running: Running) -> None:

@@ -27,9 +27,13 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     thinkstream(environment, "down", "--timeout", "1")
 
 
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "thinkstream_client.cli", *arguments]
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+
+
 def thinkstream(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "thinkstream_scheduler", *arguments]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    done = run(environment, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -40,15 +44,17 @@ def test_a_job_goes_on_after_down_and_up_where_it_was(environment: dict[str, str
     )
     state = read_state()
     assert state is not None
-    running = {pid: started for pid in state.pids.values() if (started := processes.start_time(pid))}
-    assert running.keys() == set(state.pids.values())
+    assert {"service", "redis", "scheduler"} < state.processes.keys()
+    for mark in state.processes.values():
+        assert processes.start_time(mark.pid) == mark.start_time
     with Client() as client:
         job = client.submit(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True, seed=7)
         stream = job.stream(timeout_s=30)
         read = [next(stream) for _ in range(5)]
 
     assert thinkstream(environment, "down") == "the service has ended\n"
-    assert [pid for pid, started in running.items() if processes.start_time(pid) == started] == []
+    running = [mark for mark in state.processes.values() if processes.start_time(mark.pid) == mark.start_time]
+    assert running == []
     assert read_state() is None
     log = (tmp_path / "up.log").read_text()
     assert "Traceback" not in log
@@ -65,3 +71,10 @@ def test_a_job_goes_on_after_down_and_up_where_it_was(environment: dict[str, str
         again = client.submit(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True, seed=7).result(timeout_s=60)
         assert again.token_ids == result.token_ids
         assert again.text == result.text
+
+
+def test_replicas_that_no_machine_could_hold_are_refused(environment: dict[str, str]) -> None:
+    refused = run(environment, "up", "--device", "cuda", "--replicas", "99")
+    assert refused.returncode == 2
+    assert "99 replicas of 1 GPU want 99 GPU, Ray has " in refused.stderr
+    assert read_state() is None

@@ -5,15 +5,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
 
-from thinkstream_client.discovery import ServiceState, read_state, write_state
-from thinkstream_scheduler.cli import register
+from thinkstream_client.cli import app
+from thinkstream_client.discovery import ProcessMark, ServiceState, read_state, write_state
+from thinkstream_scheduler import detached, processes
 
 UNREACHABLE = "redis://127.0.0.1:1"
 
@@ -25,25 +26,43 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+class Outcome(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
 @pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that might be a part of a service, by its command line."""
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # thinkstream"]) as process:
-        yield process
+def command(capfd: pytest.CaptureFixture[str], state_folder: Path) -> Command:
+    """Runs ``thinkstream`` with some arguments and a state folder of its own."""
+
+    def run(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            app.run(arguments)
+        printed = capfd.readouterr()
+        return Outcome(ended.value.code, printed.out, printed.err)
+
+    assert not state_folder.exists()
+    return run
+
+
+@pytest.fixture
+def start_sleeper() -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts processes that might be parts of a service."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        code = "import time; time.sleep(60)  # thinkstream"
+        started.append(subprocess.Popen([sys.executable, "-c", code]))
+        return started[-1]
+
+    yield start
+    for process in started:
         process.kill()
-
-
-def run(*arguments: str) -> Result:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    register(app)
-    return CliRunner().invoke(app, arguments)
-
-
-@pytest.mark.parametrize("command", ["up", "down", "demo"])
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    result = run(command, "--help")
-    assert result.exit_code == 0
-    assert f"Example: thinkstream {command}" in result.output
+        process.wait()
 
 
 def test_help_needs_neither_ray_nor_torch() -> None:
@@ -58,79 +77,129 @@ def test_help_needs_neither_ray_nor_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--redis", UNREACHABLE], 1, r"error: Redis at redis://127\.0\.0\.1:1: .*refused"),
-        (["--redis", "http://x"], 2, r"error: Redis URL http://x: expected redis://"),
-        (["--redis", UNREACHABLE, "--namespace", "a b"], 2, r"error: namespace: got 'a b', allowed: "),
-        (["--model", "/nowhere/at/all"], 2, r"error: .*/nowhere/at/all.*no such folder"),
-        (["--model", "random:/nowhere.json"], 2, r"error: .*/nowhere\.json.*no such file"),
+        (["--redis", UNREACHABLE], 1, r"Redis at redis://127\.0\.0\.1:1: .*refused"),
+        (["--redis", "http://x"], 2, r"Redis URL http://x: expected redis://"),
+        (["--redis", UNREACHABLE, "--namespace", "a b"], 2, r"namespace: got 'a b', allowed: "),
+        (["--model", "/nowhere/at/all"], 2, r"/nowhere/at/all.*no such folder"),
+        (["--model", "random:/nowhere.json"], 2, r"/nowhere\.json.*no such file"),
     ],
 )
-@pytest.mark.usefixtures("state_folder")
-def test_what_is_wrong_is_one_line_and_a_code(arguments: list[str], code: int, message: str) -> None:
-    result = run("up", *arguments)
-    assert result.exit_code == code
-    assert re.search(message, result.stderr)
-    assert result.stderr.count("\n") == 1
+def test_what_is_wrong_is_one_line_and_a_code(
+    command: Command, arguments: list[str], code: int, message: str
+) -> None:
+    ended = command("up", *arguments)
+    assert ended.code == code
+    assert re.search(message, ended.err)
+    assert ended.err.count("\n") == 1
 
 
-@pytest.mark.usefixtures("state_folder")
-def test_an_evicting_server_is_refused(redis_url: str) -> None:
+def test_an_evicting_server_is_refused(command: Command, redis_url: str) -> None:
     import redis
 
     with redis.Redis.from_url(redis_url) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
-        result = run("up", "--redis", redis_url)
-    assert result.exit_code == 2
-    assert "noeviction" in result.stderr
+        ended = command("up", "--redis", redis_url)
+    assert ended.code == 2
+    assert "noeviction" in ended.err
 
 
-@pytest.mark.usefixtures("state_folder")
-def test_detached_passes_the_child_s_error_on() -> None:
-    result = run("up", "--detach", "--redis", UNREACHABLE)
-    assert result.exit_code == 1
-    assert re.search(r"error: Redis at redis://127\.0\.0\.1:1: .*refused", result.stderr)
-    assert result.stderr.count("error:") == 1
+@pytest.mark.parametrize(
+    ("url", "code", "message"),
+    [(UNREACHABLE, 1, r"Redis at redis://127\.0\.0\.1:1: .*refused"), ("http://x", 2, "Redis URL http://x")],
+)
+def test_detached_passes_the_child_s_error_on(
+    command: Command, state_folder: Path, url: str, code: int, message: str
+) -> None:
+    state_folder.mkdir()
+    (state_folder / "up.log").write_text("what the service before said")
+    ended = command("up", "--detach", "--redis", url)
+    assert ended.code == code
+    assert re.search(message, ended.err)
+    assert ended.err.count("\n") == 1
+    assert re.search(message, (state_folder / "up.log").read_text())
+    assert (state_folder / "up.log.1").read_text() == "what the service before said"
 
 
-def test_a_second_service_on_the_same_state_is_refused(state_folder: Path) -> None:
+def test_a_child_that_says_nothing_is_pointed_out(
+    command: Command, state_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    ended = command("up", "--detach")
+    assert ended.code == 1
+    assert f"ended with code 1; see {state_folder / 'up.log'}" in ended.err
+
+
+def test_the_child_is_told_nothing_by_arguments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    popen: Any = subprocess.Popen
+
+    def record(arguments: list[str], **options: Any) -> Any:
+        told.append(arguments)
+        return popen(arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", record)
+    ended = command("up", "--detach", "--redis", "redis://:secret@127.0.0.1:1")
+    assert "redis://:***@127.0.0.1:1" in ended.err
+    (arguments,) = told
+    assert arguments[1:3] == ["-m", detached.__name__]
+    assert "secret" not in " ".join(arguments)
+
+
+@pytest.mark.parametrize("options", [(), ("--detach",)])
+def test_a_second_service_on_the_same_state_is_refused(
+    command: Command, state_folder: Path, options: tuple[str, ...]
+) -> None:
     import fcntl
 
     state_folder.mkdir()
+    (state_folder / "up.log").write_text("the first one's")
     with (state_folder / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_state(ServiceState(url=UNREACHABLE, pids={"service": 4242}))
-        result = run("up")
-    assert result.exit_code == 1
-    assert "a service runs here already (pid 4242)" in result.stderr
+        mark = ProcessMark(pid=4242, start_time=1)
+        write_state(ServiceState(url=UNREACHABLE, processes={"service": mark}))
+        ended = command("up", *options)
+    assert ended.code == 1
+    assert "a service runs here already (pid 4242)" in ended.err
+    assert (state_folder / "up.log").read_text() == "the first one's"
 
 
-@pytest.mark.usefixtures("state_folder")
-def test_down_without_a_service_says_so() -> None:
-    result = run("down")
-    assert result.exit_code == 0
-    assert result.output == "no service runs here\n"
+def test_down_without_a_service_says_so(command: Command) -> None:
+    assert command("down") == (0, "no service runs here\n", "")
 
 
-@pytest.mark.usefixtures("state_folder")
-def test_down_ends_what_is_left_and_nobody_else_s(sleeper: subprocess.Popen[bytes]) -> None:
-    with subprocess.Popen(["sleep", "60"]) as stranger:
-        gone = subprocess.Popen([sys.executable, "-c", ""])
-        gone.wait()
-        pids = {"service": gone.pid, "redis": sleeper.pid, "replica-0": stranger.pid}
-        write_state(ServiceState(url=UNREACHABLE, pids=pids))
-        began = time.monotonic()
-        result = run("down")
-        assert result.output == "the service has ended\n"
-        assert sleeper.wait(1.0) != 0
-        assert stranger.poll() is None
-        assert time.monotonic() - began < 10
-        stranger.kill()
+def test_down_ends_what_is_left_and_nobody_else_s(
+    command: Command, start_sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    left, stranger = start_sleeper(), start_sleeper()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    marks = processes.marked({"redis": left.pid, "replica-0": stranger.pid})
+    # The id of a part that is gone was given to another process, whatever its command line says.
+    marks["replica-0"] = replace(marks["replica-0"], start_time=marks["replica-0"].start_time - 1)
+    marks["service"] = ProcessMark(pid=gone.pid, start_time=1)
+    write_state(ServiceState(url=UNREACHABLE, processes=marks, boot_id=processes.boot_id()))
+    began = time.monotonic()
+    assert command("down").out == "the service has ended\n"
+    assert left.wait(1.0) != 0
+    assert stranger.poll() is None
+    assert time.monotonic() - began < 10
     assert read_state() is None
 
 
-def test_a_broken_state_file_is_named(state_folder: Path) -> None:
+def test_down_ends_nothing_of_another_boot(
+    command: Command, start_sleeper: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    stranger = start_sleeper()
+    marks = processes.marked({"service": stranger.pid})
+    write_state(ServiceState(url=UNREACHABLE, processes=marks, boot_id="another"))
+    assert command("down").out == "the service has ended\n"
+    assert stranger.poll() is None
+    assert read_state() is None
+
+
+def test_a_broken_state_file_is_named(command: Command, state_folder: Path) -> None:
     state_folder.mkdir()
     (state_folder / "service.json").write_text("{")
-    result = run("down")
-    assert result.exit_code == 2
-    assert "service.json is not a state file of thinkstream" in result.stderr
+    ended = command("down")
+    assert ended.code == 2
+    assert "service.json is not a state file of thinkstream" in ended.err

@@ -27,8 +27,9 @@ NONCE = "nonce"
 
 @dataclass
 class FakePool:
-    """Replicas that are names: they are kept, handed jobs and killed, and nothing else."""
+    """Replicas that are names: kept, with sessions, handed jobs and killed, and nothing else."""
 
+    reported: dict[SessionId, str] = field(default_factory=dict[SessionId, str])
     kept: list[str] = field(default_factory=list[str])
     started: list[str] = field(default_factory=list[str])
     assigned: list[tuple[str, list[Claimed]]] = field(default_factory=list[tuple[str, list[Claimed]]])
@@ -39,11 +40,16 @@ class FakePool:
             self.kept.append(name)
             self.started.append(name)
 
+    def sessions(self) -> dict[SessionId, str]:
+        return dict(self.reported)
+
     def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
         self.assigned.append((name, list(jobs)))
 
     def deaths(self) -> list[str]:
         dead, self.dead = self.dead, []
+        for session in [session for session, name in self.reported.items() if name in dead]:
+            del self.reported[session]
         return dead
 
     def kill(self, name: str) -> None:
@@ -79,12 +85,21 @@ class Bench:
         config = SchedulerConfig(redis=self.settings, num_replicas=num_replicas, wake_ms=20)
         return Scheduler(config, RedisQueue(self.settings), pool or self.pool, lambda: self.now_s)
 
-    def hello(self, replica: str, *, slots: int = 4, lease_ms: int = 60_000, life: str = "1") -> SessionId:
+    def hello(
+        self,
+        replica: str,
+        *,
+        slots: int = 4,
+        lease_ms: int = 60_000,
+        life: str = "1",
+        pool: FakePool | None = None,
+    ) -> SessionId:
         session = SessionId(f"{replica}.{life}")
         call = functions.hello(
             KEYS, 0, session, NONCE, replica=replica, slots=slots, lease_ms=lease_ms, info={}
         )
         self.connection.run(call)
+        (pool or self.pool).reported[session] = replica
         return session
 
     def submit(self, *job_ids: str, tenant: str = "a") -> None:
@@ -166,6 +181,7 @@ def test_a_death_notice_frees_the_jobs_before_the_lease_ends(bench: Bench) -> No
     bench.pool.kill("replica-0")
     scheduler.turn()
     assert bench.status("j0") is JobStatus.QUEUED
+    assert bench.pool.reported == {}
     assert bench.pool.started == ["replica-0", "replica-0"]
     bench.hello("replica-0", life="2")
     scheduler.turn()
@@ -177,9 +193,10 @@ def test_a_late_death_notice_spares_the_successor_s_session(bench: Bench) -> Non
     scheduler = bench.scheduler(num_replicas=1)
     bench.hello("replica-0")
     scheduler.turn()
-    bench.hello("replica-0", life="2")  # after the scheduler's last look
     bench.pool.kill("replica-0")
+    successor = bench.hello("replica-0", life="2", pool=FakePool())
     scheduler.turn()
+    bench.pool.reported[successor] = "replica-0"
     bench.submit("j0")
     scheduler.turn()
     sessions = bench.connection.run(functions.sessions(KEYS, 0))
@@ -214,7 +231,7 @@ def test_a_second_scheduler_knows_everything_at_once(bench: Bench) -> None:
     session = bench.hello("r", slots=2)
     bench.submit("j0", "j1", "j2")
     bench.scheduler().turn()
-    second_pool = FakePool()
+    second_pool = FakePool(reported=bench.pool.reported)
     second = bench.scheduler(pool=second_pool)
     second.turn()
     assert second_pool.assigned == []
@@ -226,7 +243,7 @@ def test_a_second_scheduler_knows_everything_at_once(bench: Bench) -> None:
 def test_two_schedulers_at_once_give_no_job_twice(bench: Bench) -> None:
     for i in range(3):
         bench.hello(f"r{i}", slots=20)
-    pools = [FakePool(), FakePool()]
+    pools = [FakePool(reported=bench.pool.reported) for _ in range(2)]
     schedulers = [bench.scheduler(pool=pool) for pool in pools]
     threads = [threading.Thread(target=scheduler.run) for scheduler in schedulers]
     for thread in threads:
@@ -242,6 +259,36 @@ def test_two_schedulers_at_once_give_no_job_twice(bench: Bench) -> None:
     for thread in threads:
         thread.join()
     assert sorted(given()) == sorted(f"j{i}" for i in range(50))
+
+
+def test_what_another_service_s_replicas_do_is_not_its_business(bench: Bench) -> None:
+    """Two Ray clusters on one namespace, whose replicas even have one name."""
+    elsewhere = FakePool()
+    theirs = bench.hello("replica-0", life="theirs", slots=8, pool=elsewhere)
+    bench.hello("replica-0", life="ours", slots=1)
+    bench.submit("j0", "j1", "j2")
+    ours = bench.scheduler(num_replicas=1)
+    ours.turn()
+    assert bench.pool.jobs_of("replica-0") == ["j0"]
+    bench.scheduler(pool=elsewhere).turn()
+    assert elsewhere.jobs_of("replica-0") == ["j1", "j2"]
+    bench.pool.kill("replica-0")
+    ours.turn()
+    assert bench.status("j0") is JobStatus.QUEUED
+    assert [bench.status(job_id) for job_id in ("j1", "j2")] == [JobStatus.RUNNING] * 2
+    assert [info.session for info in bench.connection.run(functions.sessions(KEYS, 0))] == [theirs]
+
+
+def test_a_replica_that_became_a_new_session_is_given_jobs_again(bench: Bench) -> None:
+    former = bench.hello("r")
+    scheduler = bench.scheduler()
+    scheduler.turn()
+    bench.connection.run(functions.reap(KEYS, 0, former))
+    del bench.pool.reported[former]
+    bench.hello("r", life="2")
+    bench.submit("j0")
+    scheduler.turn()
+    assert bench.pool.jobs_of("r") == ["j0"]
 
 
 def test_a_draining_replica_gets_nothing(bench: Bench) -> None:
@@ -330,7 +377,7 @@ def test_a_mistake_in_a_turn_is_logged_and_the_next_turn_is_made(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.hello("r")
-    pool = StumblingPool()
+    pool = StumblingPool(reported=bench.pool.reported)
     scheduler = bench.scheduler(pool=pool)
     thread = threading.Thread(target=scheduler.run)
     thread.start()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 1
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +94,14 @@ class ReplicaActor:
         return os.getpid()
 
     @ray.method
-    async def wait_dead(self) -> None:
-        """Never returns: the call fails when the actor dies, which is how a holder hears of it at once."""
-        await asyncio.Event().wait()
+    async def next_session(self, known: SessionId | None) -> SessionId:
+        """Returns the session as soon as it is another than ``known``.
+
+        The call fails when the actor dies, which is how a holder hears of that too, and at once.
+        """
+        while (session := self._replica.session) == known:
+            await asyncio.sleep(_POLL_S)
+        return session
 
 
 def _exit(error: BaseException) -> None:

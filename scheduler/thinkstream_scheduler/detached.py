@@ -1,0 +1,86 @@
+"""The process behind `up --detach`: options come in by stdin, and one line goes back about the start.
+
+Not by arguments: every user of the machine may read those, and the URL may carry a password.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from typing import Any, NamedTuple, TextIO
+
+from thinkstream_client.errors import ConfigError, ServiceError, ServiceUnavailable, ThinkstreamError
+
+from .serve import UpOptions, serve
+
+logger = logging.getLogger(__name__)
+
+_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
+
+
+class StartReport(NamedTuple):
+    """How a start went.
+
+    Attributes:
+        error: What was wrong; empty where the service is ready.
+        may_pass: Whether the error is one that trying again later may mend.
+    """
+
+    error: str = ""
+    may_pass: bool = False
+
+    @classmethod
+    def of(cls, error: ThinkstreamError) -> StartReport:
+        """The report of a failure."""
+        return cls(str(error), isinstance(error, ServiceError))
+
+    def check(self) -> None:
+        """Returns if the service is ready.
+
+        Raises:
+            ConfigError, ServiceUnavailable: It is not.
+        """
+        if self.error:
+            raise (ServiceUnavailable if self.may_pass else ConfigError)(self.error)
+
+
+def encode_options(options: UpOptions) -> bytes:
+    """What the process reads from its stdin."""
+    return json.dumps(asdict(options)).encode()
+
+
+def decode_report(line: bytes) -> StartReport:
+    """Reads what the process said of its start."""
+    found: dict[str, Any] = json.loads(line)
+    return StartReport(**found)
+
+
+def main() -> None:
+    """Serves as stdin says, and reports on the descriptor that the one argument names."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)  # who outlives this process must not hold the line open
+    options = UpOptions(**json.load(sys.stdin))
+    with os.fdopen(descriptor, "w") as line:
+        try:
+            serve(options, lambda: _report(line, StartReport()))
+        except ThinkstreamError as error:
+            logger.error("%s", error)
+            _report(line, StartReport.of(error))
+            sys.exit(_EXIT_FAILED)
+        except KeyboardInterrupt:
+            sys.exit(_EXIT_INTERRUPTED)
+
+
+def _report(line: TextIO, report: StartReport) -> None:
+    """Says it once; nobody listens after the first report."""
+    if not line.closed:
+        json.dump(report._asdict(), line)
+        line.close()
+
+
+if __name__ == "__main__":
+    main()
