@@ -89,7 +89,7 @@ local function first_of_queue(P, call, class, tenant)
     else
       problem = 'not a job'
     end
-    if job and job.entry == entry and job.status == 'queued' then
+    if job and job.entry == entry then
       if claimable(P, call, job) then
         return job
       end

@@ -26,7 +26,7 @@ local function reap_session(P, session, now)
   local requeued = 0
   for _, member in ipairs(held_by(P, session)) do
     local job = load_job(P, member)
-    if job and job.status == 'running' then
+    if job then
       if not clear_by_progress(P, job) then
         judge(P, job, alone)
       end

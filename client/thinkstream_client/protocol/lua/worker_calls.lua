@@ -101,7 +101,7 @@ local function step(keys, argv)
     local code
     if pcall('XLEN', key) ~= expected then
       code = refusal(P, session, argv[at])
-    elseif type(pcall('XADD', key, 'NOMKSTREAM', index .. '-0', 't', argv[at + 2])) ~= 'string' then
+    elseif type(pcall('XADD', key, index .. '-0', 't', argv[at + 2])) ~= 'string' then
       code = GONE
     end
     if code then
@@ -148,9 +148,9 @@ local function finish(keys, argv)
     if job then
       local out, reason, n, cost = P .. 'out:' .. job.member, argv[at + 4], argv[at + 5], tonumber(argv[at + 6])
       if argv[at + 2] ~= '' then
-        redis.pcall('XADD', out, 'NOMKSTREAM', n .. '-0', 't', argv[at + 2])
+        redis.pcall('XADD', out, n .. '-0', 't', argv[at + 2])
       end
-      redis.pcall('XADD', out, 'NOMKSTREAM', SEAL_ID, 'f', argv[at + 3])
+      redis.pcall('XADD', out, SEAL_ID, 'f', argv[at + 3])
       charge(P, job.priority, job.tenant, cost - (job.charged or job.cost))
       local failure
       if reason == 'failed' then
@@ -205,7 +205,7 @@ local function give_back(P, session, members, kind)
   local released = 0
   for _, member in ipairs(members) do
     local job = load_job(P, member)
-    if job and job.owner == session and job.status == 'running' then
+    if job and job.owner == session then
       clear_by_progress(P, job)
       requeue(P, job, kind)
       released = released + 1
