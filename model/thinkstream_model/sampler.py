@@ -17,6 +17,9 @@ from torch import Tensor
 
 from .philox import gumbel_noise
 
+NOT_A_TOKEN = -1
+"""Stands where a row's logits are not all numbers: whatever was chosen there would be noise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingExtras:
@@ -83,7 +86,7 @@ class Sampled:
     Log-probabilities are the model's own: before bias, penalties, temperature and filters.
 
     Attributes:
-        token_ids_B: int64.
+        token_ids_B: int64; ``NOT_A_TOKEN`` in a row whose logits are not all numbers.
         logprob_B: float32, the token's own; None where not asked for.
         top_ids_BK: int64, the most likely ids, most likely first; None where not asked for.
         top_logprobs_BK: float32, theirs.
@@ -109,14 +112,15 @@ def sample(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> 
     scores_BV = logits_BV if inputs.extras is None else apply_extras(logits_BV, inputs.extras)
     if not inputs.greedy:
         scores_BV = _draw(scores_BV, inputs)
-    token_ids_B = scores_BV.argmax(dim=-1)
+    best = scores_BV.max(dim=-1)  # where any is no number, neither is the largest
+    token_ids_B = best.indices.masked_fill(best.values.isnan(), NOT_A_TOKEN)
     if inputs.num_logprobs == 0:
         return Sampled(token_ids_B=token_ids_B)
     logprobs_BV = logits_BV.log_softmax(dim=-1)
     top = logprobs_BV.topk(min(inputs.num_logprobs - 1, logprobs_BV.shape[1]), dim=-1)
     return Sampled(
         token_ids_B=token_ids_B,
-        logprob_B=logprobs_BV.gather(1, token_ids_B.unsqueeze(1)).squeeze(1),
+        logprob_B=logprobs_BV.gather(1, token_ids_B.clamp(min=0).unsqueeze(1)).squeeze(1),
         top_ids_BK=top.indices,
         top_logprobs_BK=top.values,
     )

@@ -30,6 +30,7 @@ class _KeyBlock(NamedTuple):
     """One block of keys, for the tiles that reach it, which come first; a tile stands for J in a row."""
 
     rows_NS: Tensor  #: rows of a layer's cache seen as [X, C]
+    stale_NS1: Tensor | None  #: keys behind a tile's last: what is left of others; None where there are none
     hidden_NRS: Tensor | None  #: keys that a row must not see; None where all see all
 
 
@@ -81,7 +82,10 @@ class PagedAttention:
             used_NRS *= width**-0.5
             if block.hidden_NRS is not None:
                 used_NRS.masked_fill_(block.hidden_NRS, float("-inf"))
-            softmax.add(scores_NRS, _take(values_XC, block.rows_NS))
+            values_NSC = _take(values_XC, block.rows_NS)
+            if block.stale_NS1 is not None:
+                values_NSC.masked_fill_(block.stale_NS1, 0.0)  # zero times what is no number is no number
+            softmax.add(scores_NRS, values_NSC)
         return self._to_tokens(softmax.mean().to(q_THC.dtype))
 
     def _to_tiles(self, q_THC: Tensor) -> Tensor:
@@ -121,6 +125,7 @@ class PagedAttention:
         sequences_N = torch.tensor([tile.sequence for tile in tiles], device=device)
         used_NQ = self._tokens_NQ[:, : self._num_used_tokens]
         positions_NR = inputs.positions_T[used_NQ].repeat_interleave(self._group, dim=1)
+        num_keys_N1 = torch.tensor([[tile.num_keys] for tile in tiles], device=device)
         heads_J = torch.arange(num_kv, device=device)
         blocks: list[_KeyBlock] = []
         for start in range(0, tiles[0].num_keys, KEY_BLOCK):
@@ -133,7 +138,11 @@ class PagedAttention:
             if any(tile.first_position < start + KEY_BLOCK - 1 for tile in tiles[:count]):
                 hidden_NRS = keys_S > positions_NR[:count].unsqueeze(-1)
                 hidden_NRS = hidden_NRS.repeat_interleave(num_kv, dim=0)
-            blocks.append(_KeyBlock(rows_NS, hidden_NRS))
+            stale_NS1: Tensor | None = None
+            if any(tile.num_keys < start + KEY_BLOCK for tile in tiles[:count]):
+                stale_NS = keys_S >= num_keys_N1[:count]
+                stale_NS1 = stale_NS.repeat_interleave(num_kv, dim=0).unsqueeze(-1)
+            blocks.append(_KeyBlock(rows_NS, stale_NS1, hidden_NRS))
         return blocks
 
 

@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinkstream_model.sampler import Sampled, SamplingExtras, SamplingInputs, apply_extras, sample
+from thinkstream_model.sampler import (
+    NOT_A_TOKEN,
+    Sampled,
+    SamplingExtras,
+    SamplingInputs,
+    apply_extras,
+    sample,
+)
 
 VOCAB = 50
 
@@ -177,6 +184,17 @@ def test_padding_rows_of_the_vocabulary_are_never_chosen() -> None:
         assert result.token_ids_B.max() < 40
         assert result.top_ids_BK is not None
         assert result.top_ids_BK.max() < 40
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.5, "min_p": 0.1}, {"num_logprobs": 3}]
+)
+def test_a_row_that_is_not_all_numbers_gets_no_token(fields: dict[str, Any]) -> None:
+    logits_BV = _logits(3)
+    right = sample(logits_BV, _inputs(3, **fields), num_valid_ids=VOCAB).token_ids_B
+    logits_BV[1, 7] = float("nan")
+    found = sample(logits_BV, _inputs(3, **fields), num_valid_ids=VOCAB).token_ids_B
+    assert found.tolist() == [int(right[0]), NOT_A_TOKEN, int(right[2])]
 
 
 def test_ties_at_the_top_k_stay_together() -> None:

@@ -103,6 +103,21 @@ class TestExactness:
         (rest,) = paged(thinker, 1, seed=4).greedy([prompt + text[:17]], 23)
         assert text[17:] == rest
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_what_others_left_in_the_blocks_does_not_matter(
+        self, tiny_config: ThinkerConfig, paged: Callable[..., Any], dtype: torch.dtype
+    ) -> None:
+        thinker = random_thinker(tiny_config, seed=2, dtype=dtype)
+        texts = [_text(n, 1 + 31 * n, tiny_config.vocab_size) for n in range(6)]
+        clean, stale = paged(thinker, 6), paged(thinker, 6)
+        for cache in (*stale.kv.keys_NSHC, *stale.kv.values_NSHC):
+            cache.fill_(float("nan"))
+        for _ in range(3):
+            chunks = [(n, ids[clean.lengths[n] :][:70]) for n, ids in enumerate(texts)]
+            chunks = [(n, chunk) for n, chunk in chunks if chunk]
+            for a, b in zip(clean.step(chunks), stale.step(chunks), strict=True):
+                assert torch.equal(a, b)
+
     def test_is_not_vacuous(self, tiny_config: ThinkerConfig, paged: Callable[..., Any]) -> None:
         """Without tiles the same comparison fails, so the tests above do test something."""
         weights = random_thinker(tiny_config, seed=2).weights

@@ -13,7 +13,7 @@ from thinkstream_workers import batcher as batcher_module
 from thinkstream_workers.batch import Batch, SampledTokens
 from thinkstream_workers.batcher import Batcher
 from thinkstream_workers.block_manager import BlockManager
-from thinkstream_workers.orders import JobKey, SequenceEnd, StepOutput, Stop, Submit, TokenOut
+from thinkstream_workers.orders import JobKey, SequenceEnd, Started, StepOutput, Stop, Submit, TokenOut
 from thinkstream_workers.sampling import ResolvedSampling
 from thinkstream_workers.sequence import Sequence
 
@@ -104,7 +104,7 @@ def test_prompt_then_one_token_a_step() -> None:
     batch, output = step(batcher)
     assert batch.query_lens == (5,)
     assert [token.index for token in output.tokens] == [1]
-    assert batch.started == (key_of(1),)
+    assert batch.started == (Started(key_of(1), 0),)
     batch, output = step(batcher)
     assert batch.query_lens == (1,)
     assert batch.started == ()
@@ -219,7 +219,7 @@ def test_who_has_most_left_to_do_is_preempted_and_computed_again() -> None:
     while batcher.has_work:
         batch, output = step(batcher)
         now = {sequence.key for sequence in batch.sequences}
-        started += batch.started
+        started += [one.key for one in batch.started]
         preempted += sorted(running - now)
         running = now - {end.key for end in output.ends}
         heard.add(output)
@@ -232,9 +232,22 @@ def test_the_prefix_cache_spares_a_shared_beginning() -> None:
     batcher = batcher_of(block_size=4)
     run_all(batcher, [submit_of(1, range(10))])
     batcher.admit([submit_of(2, [*range(8), 50, 51], max_tokens=1)])
-    batch, output = step(batcher)
+    batch, _ = step(batcher)
     assert batch.query_lens == (2,)
-    assert output.ends[0].num_cached_tokens == 8
+    assert batch.started == (Started(key_of(2), 8),)
+
+
+def test_a_sequence_without_a_token_fails_and_leaves_nothing_to_share() -> None:
+    batcher = batcher_of(block_size=4)
+    batcher.admit([submit_of(1, range(10)), submit_of(2, range(20, 25))])
+    batch = batcher.next_batch()
+    assert batch is not None
+    output = batcher.commit(batch, SampledTokens([-1, 5]))
+    assert [(end.key, end.error.code) for end in output.ends if end.error] == [(key_of(1), "StepFailed")]
+    assert [token.key for token in output.tokens] == [key_of(2)]
+    batcher.admit([submit_of(3, range(10)), submit_of(4, range(20, 30))])
+    batch, _ = step(batcher)
+    assert batch.started == (Started(key_of(3), 0), Started(key_of(4), 4))
 
 
 def test_a_suspect_is_stepped_alone_between_the_steps_of_others() -> None:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkstream_client.records import JobRef
@@ -141,6 +141,7 @@ def test_digests_do_not_depend_on_the_process() -> None:
     assert digests("1") == digests("2") != ""
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_block_is_lost_or_given_twice(data: st.DataObject) -> None:
     num_blocks, size = 12, 2

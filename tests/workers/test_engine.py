@@ -20,7 +20,7 @@ from thinkstream_workers.build import build_engine
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.mailboxes import Inbox, Outbox
-from thinkstream_workers.orders import JobKey, SequenceEnd, Stop, Submit, TokenOut
+from thinkstream_workers.orders import JobKey, SequenceEnd, Started, Stop, Submit, TokenOut
 from thinkstream_workers.sampling import ResolvedSampling
 
 NUM_IDS = 90
@@ -69,6 +69,7 @@ class Heard:
     tokens: dict[JobKey, list[TokenOut]] = field(default_factory=dict[JobKey, list[TokenOut]])
     ends: dict[JobKey, SequenceEnd] = field(default_factory=dict[JobKey, SequenceEnd])
     announced: list[JobKey | None] = field(default_factory=list[JobKey | None])
+    started: list[Started] = field(default_factory=list[Started])
     preemptions: int = 0
 
     def ids(self, number: int) -> list[int]:
@@ -126,6 +127,7 @@ def listen(outbox: Outbox, heard: Heard, until: Callable[[], bool]) -> None:
     while not until():
         output = outbox.get(10.0)
         assert output is not None, "the engine says nothing"
+        heard.started += output.started
         for token in output.tokens:
             heard.tokens.setdefault(token.key, []).append(token)
         for end in output.ends:
@@ -203,7 +205,7 @@ def test_the_same_with_a_cached_prefix(thinker: Thinker, alone: dict[int, list[T
         listen(outbox, heard, lambda: len(heard.ends) == 1)
         inbox.put(replace(submit_of(number), key=key_of(1)))
         listen(outbox, heard, lambda: len(heard.ends) == 2)
-    assert [heard.ends[key_of(n)].num_cached_tokens for n in range(2)] == [0, 32]
+    assert heard.started == [Started(key_of(0), 0), Started(key_of(1), 32)]
     for round_number in range(2):
         assert heard.ids(round_number) == [token.token_id for token in alone[number]]
 
@@ -221,6 +223,31 @@ def test_a_failing_sequence_is_found_and_the_others_go_on(
     assert end.error.code == "StepFailed"
     assert "no such row" in end.error.message
     assert failing.num_steps < 40  # 24 and the halves of one
+
+
+class NoNumbersThinker(Thinker):
+    """Gives no numbers behind ``POISON``."""
+
+    def forward(self, inputs: StepInputs, kv: KVCache) -> Tensor:
+        logits_SV = super().forward(inputs, kv).clone()
+        for row, last in enumerate(inputs.output_rows_S):
+            if inputs.input_ids_T[last] == POISON:
+                logits_SV[row, 3] = float("nan")
+        return logits_SV
+
+
+def test_logits_that_are_no_numbers_fail_their_own_sequence(
+    thinker: Thinker, alone: dict[int, list[TokenOut]]
+) -> None:
+    poisoned = [replace(submit_of(n), prompt_ids=(1, 2, POISON)) for n in (50, 51, 52, 53)]
+    broken = NoNumbersThinker(thinker.weights)
+    heard = run(broken, [*(submit_of(n) for n in range(8)), *poisoned])
+    assert_same(heard, alone)
+    for order in poisoned:
+        end = heard.ends[order.key]
+        assert end.error is not None
+        assert (end.error.code, end.error.message) == ("StepFailed", "the model's logits are not numbers")
+        assert order.key not in heard.tokens
 
 
 def test_an_id_outside_the_vocabulary_fails_its_own_sequence(thinker: Thinker) -> None:
@@ -269,7 +296,7 @@ def test_a_start_is_told_before_the_first_token(thinker: Thinker) -> None:
         inbox.put(submit_of(1, max_tokens=1))
         first, second = outbox.get(5.0), outbox.get(5.0)
     assert first is not None
-    assert (first.started, first.tokens) == ([key_of(1)], [])
+    assert (first.started, first.tokens) == ([Started(key_of(1), 0)], [])
     assert second is not None
     assert (second.started, len(second.tokens), len(second.ends)) == ([], 1, 1)
 

@@ -19,7 +19,7 @@ from thinkstream_client.protocol.wire import (
 from thinkstream_client.records import Finish, FinishReason, JobRef, SessionId, Timings, TokenLogprobs
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.orders import JobKey, TokenOut
-from thinkstream_workers.publication import End, Publication, Repair
+from thinkstream_workers.publication import Publication, Repair
 from thinkstream_workers.stream_snapshot import StreamSnapshot
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def stream(
 
 def ended(pub: Publication, text: str, reason: FinishReason = FinishReason.LENGTH) -> Publication:
     push(pub, text)
-    pub.finish(End(reason=reason))
+    pub.finish(reason)
     return pub
 
 
@@ -115,7 +115,8 @@ def test_a_stop_id_is_a_token_without_text_and_releases_what_was_held(publicatio
     pub = publication(stop="BYE")
     push(pub, "AB")
     pub.push(TokenOut(pub.key, 3, EOS))
-    pub.finish(End(reason=FinishReason.STOP, num_cached_tokens=4))
+    pub.num_cached_tokens = 4
+    pub.finish(FinishReason.STOP)
     finish = decode_terminal(pub.terminal(Timings()))
     assert pub.token_ids == (65, 66, EOS)
     assert finish.text == "B"
@@ -130,9 +131,9 @@ def test_a_stop_id_is_a_token_without_text_and_releases_what_was_held(publicatio
 def test_a_stop_string_ends_the_job_and_what_the_engine_adds_is_ignored(publication: Make) -> None:
     pub = publication(grain=16, stop="BYE")
     push(pub, "ABYE")
-    assert pub.end == End(reason=FinishReason.STOP)
+    assert pub.end == FinishReason.STOP
     push(pub, "XYZ")
-    pub.finish(End(reason=FinishReason.LENGTH))
+    pub.finish(FinishReason.LENGTH)
     last = pub.last_entry()
     assert last is not None
     entry = decode_entry(last)
@@ -176,12 +177,12 @@ def test_replay_notices_an_end_that_lacked_only_its_seal(publication: Make) -> N
     first.end = None
     again = publication(mk=2, stop="BC")
     again.replay(take_entries(first))
-    assert again.end == End(reason=FinishReason.STOP)
+    assert again.end == FinishReason.STOP
     by_id = publication()
     by_id.push(TokenOut(by_id.key, 1, EOS))
     third = publication(mk=2)
     third.replay(take_entries(by_id))
-    assert third.end == End(reason=FinishReason.STOP)
+    assert third.end == FinishReason.STOP
 
 
 def test_replay_refuses_entries_of_another_history(publication: Make) -> None:

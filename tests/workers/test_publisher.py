@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pytest
 import redis
 
-from thinkstream_client.errors import ServiceUnavailable, ThinkstreamError
+from thinkstream_client.errors import RecordInvalid, ServiceUnavailable, ThinkstreamError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.wire import Entry, Marker
@@ -17,7 +17,7 @@ from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStat
 from thinkstream_workers.job_table import JobTable
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.mailboxes import Inbox, Outbox
-from thinkstream_workers.orders import JobKey, SequenceEnd, StepOutput, Stop, TokenOut
+from thinkstream_workers.orders import JobKey, SequenceEnd, Started, StepOutput, Stop, TokenOut
 from thinkstream_workers.publication import Publication
 from thinkstream_workers.publisher import Publisher
 from thinkstream_workers.pulse import Pulse
@@ -36,11 +36,17 @@ class FlakyConnection:
         self._service = service
         self.lose_reply_of: list[str] = []
         self.refuse = False
+        self.refuse_rows_of = ""
+        self.refuse_call = ""
         self.sent: list[str] = []
 
     def run(self, call: Call[T]) -> T:
         if self.refuse:
             raise ServiceUnavailable("refused by the test")
+        if call.args[1] in ("ts1_step", "ts1_finish") and self.refuse_rows_of in call.args:
+            raise RecordInvalid("refused for good by the test")
+        if call.args[1] == self.refuse_call:
+            raise RecordInvalid("refused for good by the test")
         reply = self._service.connection.run(call)
         name = str(call.args[1]) if call.args[0] == "FCALL" else str(call.args[0])
         self.sent.append(name)
@@ -112,7 +118,7 @@ def tokens(key: JobKey, text: str, start: int = 1) -> list[StepOutput]:
 def end(
     key: JobKey, reason: FinishReason = FinishReason.LENGTH, error: JobFailure | None = None
 ) -> StepOutput:
-    return StepOutput(ends=[SequenceEnd(key=key, reason=reason, num_cached_tokens=2, error=error)])
+    return StepOutput(ends=[SequenceEnd(key=key, reason=reason, error=error)])
 
 
 @pytest.fixture
@@ -124,6 +130,7 @@ def test_a_batch_is_published_with_one_call_per_step(service: Service, replica: 
     refs = [service.submit(f"job-{i}") for i in range(3)]
     keys = replica.take()
     replica.publisher.turn(0.0)
+    replica.make(StepOutput(started=[Started(key, 2) for key in keys]))
     replica.connection.sent.clear()
     for index, letter in enumerate(b"AB", start=1):
         replica.make(StepOutput(tokens=[TokenOut(key, index, letter) for key in keys]))
@@ -156,11 +163,12 @@ def test_the_end_takes_the_rest_of_a_grain_along(service: Service, replica: Repl
 def test_a_stop_string_ends_the_job_here_and_in_the_engine(service: Service, replica: Replica) -> None:
     ref = service.submit("job")
     (key,) = replica.take(stop=("CD",))
-    replica.make(*tokens(key, "ABCDEF"), num_turns=8)
+    replica.make(StepOutput(started=[Started(key, 2)]), *tokens(key, "ABCDEF"), num_turns=8)
     result = service.result(ref)
     assert (result.text, result.ids) == ("AB", tuple(b"ABCD"))
     assert result.finish is not None
     assert (result.finish.reason, result.finish.num_tokens) == (FinishReason.STOP, 4)
+    assert result.finish.usage.cached_tokens == 2
     assert replica.stops() == [key]
 
 
@@ -309,6 +317,33 @@ def test_failures_are_final_or_tried_again(
     assert info.failure == failure
     assert service.result(ref).ids == (65,), "what was made before the failure is kept"
     assert len(replica.table) == 0
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_row_that_redis_refuses_for_good_fails_its_own_job(
+    service: Service, replica: Replica, at_the_end: bool
+) -> None:
+    refs = [service.submit(f"job-{i}") for i in range(3)]
+    keys = replica.take()
+    first = StepOutput(tokens=[TokenOut(key, 1, 65) for key in keys])
+    last = StepOutput(ends=[SequenceEnd(key=key, reason=FinishReason.LENGTH) for key in keys])
+    if at_the_end:
+        replica.make(first)
+    replica.connection.refuse_rows_of = "t:job-1"
+    replica.make(*([last] if at_the_end else [first, last]), num_turns=4)
+    statuses = [service.info(ref).status for ref in refs]
+    assert statuses == [JobStatus.DONE, JobStatus.FAILED, JobStatus.DONE]
+    assert replica.stops() == [keys[1]]
+    assert len(replica.table) == 0
+
+
+def test_a_call_that_redis_refuses_for_good_comes_out(service: Service, replica: Replica) -> None:
+    service.submit("job")
+    (key,) = replica.take()
+    replica.connection.refuse_call = "ts1_beat"
+    replica.publisher.beat_soon()
+    with pytest.raises(RecordInvalid):
+        replica.make(*tokens(key, "A"))
 
 
 def test_tokens_of_a_dropped_job_make_the_engine_forget_it(replica: Replica) -> None:

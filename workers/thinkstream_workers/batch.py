@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from thinkstream_client.records import TokenLogprobs
 
-from .orders import JobKey
+from .orders import JobKey, Started
 from .sequence import Sequence
 
 
@@ -16,7 +16,7 @@ class SampledTokens(NamedTuple):
     """What a step brought, one entry per sequence of ``Batch.sampled``.
 
     Attributes:
-        token_ids: The tokens.
+        token_ids: The tokens; negative where the model's logits are no numbers.
         logprobs: None where no sequence of the batch asked for any.
     """
 
@@ -54,13 +54,13 @@ class Batch:
         sequences: Who takes part.
         query_lens: Tokens of each in this step, behind those it has computed.
         sampled: Those of them that reach the end of their tokens and so get the next one.
-        started: The ownerships of those whose first step this is.
+        started: Those whose first step this is.
     """
 
     sequences: tuple[Sequence, ...]
     query_lens: tuple[int, ...]
     sampled: tuple[Sequence, ...]
-    started: tuple[JobKey, ...]
+    started: tuple[Started, ...]
 
     @classmethod
     def of(cls, sequences: Seq[Sequence], query_lens: Seq[int], started: Seq[Sequence] = ()) -> Batch:
@@ -74,7 +74,7 @@ class Batch:
             sequences=tuple(sequences),
             query_lens=tuple(query_lens),
             sampled=tuple(sampled),
-            started=tuple(sequence.key for sequence in started),
+            started=tuple(Started(sequence.key, sequence.num_cached_tokens) for sequence in started),
         )
 
     @property

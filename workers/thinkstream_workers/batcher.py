@@ -16,9 +16,11 @@ from thinkstream_client.records import FinishReason, JobFailure
 
 from .batch import Batch, EngineLoad, SampledTokens
 from .block_manager import BlockManager
+from .failures import failure_of
 from .orders import JobKey, Order, SequenceEnd, StepOutput, Submit, TokenOut
 from .sequence import Sequence, SequenceStatus
 
+_NOT_NUMBERS = JobFailure(code="StepFailed", message="the model's logits are not numbers")
 MAX_HEADROOM_TOKENS = 256
 """Tokens to come for which an admitted sequence gets blocks at once, so that it is not soon preempted."""
 
@@ -107,7 +109,7 @@ class Batcher:
         return self._schedule(suspects[:1])
 
     def commit(self, batch: Batch, sampled: SampledTokens) -> StepOutput:
-        """Enters a step's tokens into their sequences and ends those that are complete.
+        """Enters a step's tokens into their sequences and ends those that are complete or got none.
 
         Args:
             batch: The step, as ``next_batch`` or ``Batch.halves`` gave it.
@@ -121,6 +123,10 @@ class Batcher:
             self._blocks.share(sequence)
         logprobs = sampled.logprobs or [None] * len(sampled.token_ids)
         for sequence, token_id, logprob in zip(batch.sampled, sampled.token_ids, logprobs, strict=True):
+            if token_id < 0:
+                self._blocks.disown(sequence)
+                output.ends.append(self._end(sequence, FinishReason.FAILED, _NOT_NUMBERS))
+                continue
             sequence.token_ids.append(token_id)
             index = len(sequence.token_ids) - sequence.num_prompt_tokens
             output.tokens.append(TokenOut(sequence.key, index, token_id, logprob))
@@ -153,13 +159,10 @@ class Batcher:
     def _refusal(self, sequence: Sequence) -> JobFailure | None:
         """Why a sequence can never be stepped. Intake has checked all this against the same limits."""
         if not sequence.token_ids:
-            error = InvalidRequest("prompt", "no tokens", "at least one token")
-            return JobFailure(code=error.code, message=str(error), data={"field": error.field})
+            return failure_of(InvalidRequest("prompt", "no tokens", "at least one token"))
         limit = self.max_context - 1
         if sequence.num_tokens > limit:
-            too_long = PromptTooLong(sequence.num_tokens, limit)
-            data = {"num_tokens": too_long.num_tokens, "limit": limit}
-            return JobFailure(code=too_long.code, message=str(too_long), data=data)
+            return failure_of(PromptTooLong(sequence.num_tokens, limit))
         return None
 
     def _admit_waiting(self) -> None:
@@ -233,6 +236,4 @@ class Batcher:
         self, sequence: Sequence, reason: FinishReason, failure: JobFailure | None = None
     ) -> SequenceEnd:
         self._remove(sequence)
-        return SequenceEnd(
-            key=sequence.key, reason=reason, num_cached_tokens=sequence.num_cached_tokens, error=failure
-        )
+        return SequenceEnd(key=sequence.key, reason=reason, error=failure)

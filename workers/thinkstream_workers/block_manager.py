@@ -90,6 +90,14 @@ class BlockManager:
                 self._digest_of[block] = digest
         sequence.num_shared_blocks = end
 
+    def disown(self, sequence: Sequence) -> None:
+        """Makes nothing findable of what a sequence's blocks hold: it may be wrong."""
+        for block in sequence.block_table:
+            digest = self._digest_of[block]
+            if digest is not None:
+                del self._block_of[digest]
+                self._digest_of[block] = None
+
     def release(self, sequence: Sequence) -> None:
         """Takes back all blocks of a sequence; what they hold stays findable until they are reused."""
         # The end of a text is less likely to be met again than its beginning, so it is freed first.

@@ -5,18 +5,10 @@ from __future__ import annotations
 import logging
 
 from thinkstream_client.protocol.functions import FinishRow
-from thinkstream_client.records import JobFailure
 
 from .publication import Publication
 
 logger = logging.getLogger(__name__)
-
-_FINAL_CODES = frozenset({"InvalidRequest", "PromptTooLong", "RecordInvalid"})
-
-
-def is_final(failure: JobFailure) -> bool:
-    """Whether another attempt would meet the same error."""
-    return failure.code in _FINAL_CODES
 
 
 def finish_row(publication: Publication, now: float) -> FinishRow:
@@ -28,7 +20,7 @@ def finish_row(publication: Publication, now: float) -> FinishRow:
         expected_len=publication.expected_len,
         last_entry=publication.last_entry(),
         terminal=publication.terminal(publication.times.timings(now)),
-        reason=publication.end.reason,
+        reason=publication.end,
         num_tokens=publication.num_tokens,
         cost=usage.prompt_tokens + usage.completion_tokens,
     )
@@ -41,7 +33,7 @@ def log_end(publication: Publication, now: float) -> None:
     logger.info(
         "job %s: %s after %d tokens, prompt %d (%d cached), queued %d ms, first token %d ms, decode %d ms",
         publication.key.ref.job_id,
-        publication.end.reason,
+        publication.end,
         usage.completion_tokens,
         usage.prompt_tokens,
         usage.cached_tokens,

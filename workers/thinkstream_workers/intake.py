@@ -16,9 +16,7 @@ from typing import Protocol
 
 from thinkstream_client.errors import (
     Fenced,
-    InvalidRequest,
     JobNotFound,
-    PromptTooLong,
     ServiceError,
     ThinkstreamError,
 )
@@ -27,11 +25,12 @@ from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import FinishReason, JobFailure, Request
 from thinkstream_model.generation import GenerationDefaults
 
+from .failures import failure_of
 from .job_table import JobTable
 from .job_times import JobTimes
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Submit
-from .publication import End, IncrementalText, Publication
+from .publication import IncrementalText, Publication
 from .resolve import Limits, check_prompt, resolve, sampling_note
 from .sampling import ResolvedSampling
 from .session import Session
@@ -150,7 +149,7 @@ class Intake:
             except JobNotFound:
                 self._table.remove(key)
             except ThinkstreamError as error:
-                self._refuse(key, _failure(error))
+                self._refuse(key, failure_of(error))
             except Exception as error:
                 # One job's input must not end the thread that all others need.
                 logger.exception("job %s could not be taken up", key.ref.job_id)
@@ -204,11 +203,11 @@ class Intake:
         if arrival.resumed:
             publication.replay(self._session.read_stream(key.ref).entries)
             if publication.num_tokens >= sampling.max_tokens:
-                publication.finish(End(reason=FinishReason.LENGTH))
+                publication.finish(FinishReason.LENGTH)
         if not self._table.place(publication):
             return
         if publication.end is not None:  # all but the seal was there already
-            self._end(SequenceEnd(key=key, reason=publication.end.reason))
+            self._end(SequenceEnd(key=key, reason=publication.end))
             return
         self._inbox.put(
             Submit(
@@ -242,15 +241,3 @@ class Intake:
         output = StepOutput(ends=[end])
         while not self._outbox.put(output, IDLE_WAIT_S) and not self._stopping.is_set():
             pass
-
-
-def _failure(error: ThinkstreamError) -> JobFailure:
-    data: dict[str, int | str]
-    match error:
-        case PromptTooLong():
-            data = {"num_tokens": error.num_tokens, "limit": error.limit}
-        case InvalidRequest():
-            data = {"field": error.field, "allowed": error.allowed}
-        case _:
-            data = {}
-    return JobFailure(code=error.code, message=str(error), data=data)

@@ -77,8 +77,19 @@ class SequenceEnd:
 
     key: JobKey
     reason: FinishReason
-    num_cached_tokens: int = 0
     error: JobFailure | None = None
+
+
+class Started(NamedTuple):
+    """A sequence whose prefill begins.
+
+    Attributes:
+        key: Whose.
+        num_cached_tokens: Tokens of its prompt that the prefix cache spares.
+    """
+
+    key: JobKey
+    num_cached_tokens: int
 
 
 @dataclass(slots=True)
@@ -91,4 +102,4 @@ class StepOutput:
 
     tokens: list[TokenOut] = field(default_factory=list["TokenOut"])
     ends: list[SequenceEnd] = field(default_factory=list["SequenceEnd"])
-    started: list[JobKey] = field(default_factory=list["JobKey"])
+    started: list[Started] = field(default_factory=list["Started"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from thinkstream_client.errors import RecordInvalid
@@ -44,14 +43,6 @@ class Repair(enum.Enum):
     DROP = "drop"  #: sealed, taken over, or another history
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
-    """How a job ended."""
-
-    reason: FinishReason
-    num_cached_tokens: int = 0
-
-
 class Publication:
     """One ownership of one job: its tokens so far and how many of them are in the stream.
 
@@ -63,6 +54,10 @@ class Publication:
         times: Kept here for whoever has the clock.
         stop_token_ids: Ids that end the text; they count as tokens and give no text.
         text: A fresh detokenizer with the job's stop strings.
+
+    Attributes:
+        end: Why the job ended, once it has.
+        num_cached_tokens: Tokens of the prompt that did not have to be computed, once it has started.
     """
 
     def __init__(
@@ -78,7 +73,8 @@ class Publication:
     ) -> None:
         self.key = key
         self.times = times
-        self.end: End | None = None
+        self.end: FinishReason | None = None
+        self.num_cached_tokens = 0
         self.num_published = 0
         self._session = session
         self.grain = grain
@@ -131,7 +127,7 @@ class Publication:
                 raise RecordInvalid(f"the result stream does not hold together at token {self.num_tokens}")
         self.num_published = self.num_tokens
         if self._ids and self._ids[-1] in self._stop_token_ids:
-            self.finish(End(reason=FinishReason.STOP))
+            self.finish(FinishReason.STOP)
 
     def push(self, token: TokenOut) -> None:
         """Takes the next token; what comes behind the end is ignored.
@@ -145,7 +141,7 @@ class Publication:
             raise ValueError(f"got token {token.index} after {self.num_tokens}")
         self._append(token.token_id, token.logprobs)
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: FinishReason) -> None:
         """Notes the end, unless a stop string made one before."""
         if self.end is None:
             self.end = end
@@ -171,7 +167,7 @@ class Publication:
             self._rest = "" if self._text.stopped else self._text.finish()
         return encode_terminal(
             Finish(
-                reason=self.end.reason,
+                reason=self.end,
                 num_tokens=self.num_tokens,
                 text=self._rest,
                 usage=self.usage,
@@ -184,7 +180,7 @@ class Publication:
         """Tokens used, by what is known now."""
         return Usage(
             prompt_tokens=self._num_prompt_tokens,
-            cached_tokens=self.end.num_cached_tokens if self.end else 0,
+            cached_tokens=self.num_cached_tokens,
             completion_tokens=self.num_tokens,
         )
 
@@ -212,7 +208,7 @@ class Publication:
         self._pieces.append(self._text.push(token_id) if is_text else "")
         self._logprobs.append(logprobs)
         if self._text.stopped:
-            self.end = End(reason=FinishReason.STOP)
+            self.end = FinishReason.STOP
 
     def _encode(self, start: int, stop: int) -> bytes:
         logprobs = [p for p in self._logprobs[start:stop] if p is not None]

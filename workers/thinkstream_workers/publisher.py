@@ -13,15 +13,23 @@ import threading
 import time
 from collections.abc import Callable
 
-from thinkstream_client.errors import Fenced, QueueFull, RecordInvalid, ServiceError, ServiceUnavailable
+from thinkstream_client.errors import (
+    Fenced,
+    QueueFull,
+    RecordInvalid,
+    ServiceError,
+    ServiceUnavailable,
+    ThinkstreamError,
+)
 from thinkstream_client.protocol.functions import StepReply, StepRow
 from thinkstream_client.records import FinishReason, JobFailure
 
-from .endings import finish_row, is_final, log_end
+from .endings import finish_row, log_end
+from .failures import failure_of, is_final
 from .job_table import JobTable
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Stop, TokenOut
-from .publication import End, Publication, Repair
+from .publication import Publication, Repair
 from .pulse import Pulse
 from .session import Session
 
@@ -89,7 +97,7 @@ class Publisher:
         """Beats if it is time, takes what the Engine has made, and sends it.
 
         While something of earlier turns is unsent nothing new is taken: the outbox fills, and the Engine
-        waits with it.
+        waits with it. Errors that are none of one job and that no waiting mends come out, to end the replica.
         """
         try:
             self._beat_if_due()
@@ -129,10 +137,11 @@ class Publisher:
 
     def _take(self, output: StepOutput) -> None:
         now = time.monotonic()
-        for key in output.started:
-            publication = self._table.get(key)
-            if publication is not None and publication.times.started_at is None:
+        for started in output.started:
+            publication = self._table.get(started.key)
+            if publication is not None:
                 publication.times.started_at = now
+                publication.num_cached_tokens = started.num_cached_tokens
         for token in output.tokens:
             self._take_token(token, now)
         for end in output.ends:
@@ -166,7 +175,7 @@ class Publisher:
             return
         publication = self._table.get(end.key)
         if publication is not None:
-            publication.finish(End(reason=end.reason, num_cached_tokens=end.num_cached_tokens))
+            publication.finish(end.reason)
             self._waiting[end.key] = publication
 
     def _send(self) -> None:
@@ -183,8 +192,7 @@ class Publisher:
         batch = [publication for publication in self._waiting.values() if publication.has_entry]
         if not batch:
             return
-        rows = [StepRow(p.key.ref, p.expected_len, p.next_entry(), p.key.mk, p.grain) for p in batch]
-        for publication, reply in zip(batch, self._session.step(rows), strict=True):
+        for publication, reply in self._replies(batch, self._step):
             if reply is StepReply.OK:
                 publication.acknowledge()
                 self._repairs.pop(publication.key, None)
@@ -197,14 +205,42 @@ class Publisher:
         if not batch:
             return
         now = time.monotonic()
-        rows = [finish_row(publication, now) for publication in batch]
-        for publication, reply in zip(batch, self._session.finish(rows), strict=True):
+        for publication, reply in self._replies(batch, lambda some: self._finish(some, now)):
             if reply is StepReply.OK:
                 log_end(publication, now)
                 self._forget(publication.key)
             else:
                 self._resolve_refusal(publication, reply)
         self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
+
+    def _step(self, batch: list[Publication]) -> list[StepReply]:
+        return self._session.step(
+            [StepRow(p.key.ref, p.expected_len, p.next_entry(), p.key.mk, p.grain) for p in batch]
+        )
+
+    def _finish(self, batch: list[Publication], now: float) -> list[StepReply]:
+        return self._session.finish([finish_row(publication, now) for publication in batch])
+
+    def _replies(
+        self, batch: list[Publication], send: Callable[[list[Publication]], list[StepReply]]
+    ) -> list[tuple[Publication, StepReply]]:
+        """Sends rows together or, where Redis refuses that for good, each by itself.
+
+        A row that is refused even so fails its job; rows that were taken the first time are repaired.
+        """
+        try:
+            return list(zip(batch, send(batch), strict=True))
+        except (Fenced, ServiceError):
+            raise
+        except ThinkstreamError as error:
+            if len(batch) > 1:
+                return [reply for publication in batch for reply in self._replies([publication], send)]
+            key = batch[0].key
+            logger.warning("job %s: its row is refused: %s", key.ref.job_id, error)
+            self._waiting.pop(key)
+            self._failed[key] = failure_of(error)
+            self._inbox.put(Stop(key=key))
+            return []
 
     def _send_failures(self) -> None:
         for key, failure in list(self._failed.items()):
