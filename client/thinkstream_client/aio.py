@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from .aio_job import AsyncJob, AsyncRunner
+from .aio_job import AsyncJob
+from .aio_runner import AsyncRunner
 from .batch import AsyncBatchJob
 from .core.batch_core import BatchOptions
-from .core.client_core import ClientCore, job_ref, submission_of
+from .core.client_core import ClientCore
 from .core.compose import (
     BatchItem,
     Chat,
@@ -21,6 +22,7 @@ from .core.compose import (
 )
 from .core.follow import PATIENCE_S
 from .core.service import ServiceStatus, TenantSettings
+from .core.submission import job_ref, submission_of
 from .discovery import find_service
 from .protocol.functions import BatchEnd, JobSummary, SessionInfo, TenantInfo
 from .records import Request, SamplingParams

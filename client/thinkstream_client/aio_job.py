@@ -1,74 +1,17 @@
-"""One job, as the client for event loops shows it, and how operations run there."""
+"""One job, as the client for event loops shows it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
 
+from .core.chunk_stream import ChunkStream
 from .core.client_core import ClientCore
-from .core.effects import AsyncRun, Effect, Operation, Pipeline, Read, Sleep, Wait
-from .core.follow import Submission
+from .core.effects import AsyncRun
 from .core.history import JobHistory
-from .core.read_pool import ReadPool
-from .core.result_stream import ResultStream
 from .core.results import JobResult
-from .errors import ThinkstreamError
-from .protocol.connection import AsyncConnection
+from .core.submission import Submission
 from .protocol.functions import JobInfo
 from .records import Finish, JobRef, JobStatus, TokenChunk
-from .settings import RedisSettings
-
-T = TypeVar("T")
-
-
-class AsyncRunner:
-    """Runs operations on an event loop.
-
-    Args:
-        settings: Where Redis is.
-    """
-
-    def __init__(self, settings: RedisSettings) -> None:
-        self._connection = AsyncConnection(settings)
-        self._reader = AsyncConnection(settings, blocking=True)
-        self._reads = ReadPool(self._reader)
-
-    async def run(self, operation: Operation[T]) -> T:
-        """Runs an operation to its end and returns what it returns."""
-        reply: Any = None
-        error: ThinkstreamError | None = None
-        while True:
-            try:
-                effect = operation.send(reply) if error is None else operation.throw(error)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            reply, error = None, None
-            try:
-                reply = await self._perform(effect)
-            except ThinkstreamError as refused:
-                error = refused
-
-    async def close(self) -> None:
-        """Closes the sockets."""
-        await self._reads.close()
-        await self._connection.close()
-        await self._reader.close()
-
-    async def _perform(self, effect: Effect) -> Any:
-        import asyncio
-
-        match effect:
-            case Sleep(ms):
-                await asyncio.sleep(ms / 1000)
-                return None
-            case Read():
-                return await self._reads.read(effect)
-            case Wait(call):
-                return await self._reader.run(call)
-            case Pipeline(calls):
-                return await self._connection.run_many(calls)
-            case _:
-                return await self._connection.run(effect)
 
 
 class AsyncTokenStream(AsyncIterator[TokenChunk]):
@@ -78,7 +21,7 @@ class AsyncTokenStream(AsyncIterator[TokenChunk]):
     at the end carries text that was held back.
     """
 
-    def __init__(self, run: AsyncRun, core: ClientCore, stream: ResultStream) -> None:
+    def __init__(self, run: AsyncRun, core: ClientCore, stream: ChunkStream) -> None:
         self._run, self._core, self._stream = run, core, stream
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .core.batch_core import BLOCK_MS, BatchCore, BatchProgress
 from .core.client_core import ClientCore
 from .core.effects import AsyncRun, Run
-from .core.follow import Event, Follower
+from .core.follow import Follower, Reading
 from .core.results import BatchResult
 from .protocol.functions import BatchEnd
 
@@ -71,7 +71,7 @@ class BatchJob:
             ServiceUnavailable: The connection was lost and did not come back.
         """
         self._run(self._client.connect())
-        inbox: queue.Queue[list[Event] | Exception] = queue.Queue(_INBOX)
+        inbox: queue.Queue[list[Reading] | Exception] = queue.Queue(_INBOX)
         stopping = threading.Event()
         threads: list[threading.Thread] = []
         try:
@@ -92,12 +92,12 @@ class BatchJob:
     def _read(
         self,
         follower: Follower,
-        inbox: queue.Queue[list[Event] | Exception],
+        inbox: queue.Queue[list[Reading] | Exception],
         stopping: threading.Event,
     ) -> None:
         while not stopping.is_set():
             try:
-                news: list[Event] | Exception = self._run(follower.pump(BLOCK_MS))
+                news: list[Reading] | Exception = self._run(follower.pump(BLOCK_MS))
             except Exception as error:  # the iterating thread raises it
                 news = error
             while news and not stopping.is_set():
@@ -110,7 +110,7 @@ class BatchJob:
                 return
 
 
-def _next(inbox: queue.Queue[list[Event] | Exception], wait_s: float) -> list[Event]:
+def _next(inbox: queue.Queue[list[Reading] | Exception], wait_s: float) -> list[Reading]:
     try:
         news = inbox.get(timeout=wait_s) if wait_s > 0 else inbox.get_nowait()
     except queue.Empty:
@@ -163,7 +163,7 @@ class AsyncBatchJob:
         import asyncio
 
         await self._run(self._client.connect())
-        inbox: asyncio.Queue[list[Event] | Exception] = asyncio.Queue(_INBOX)
+        inbox: asyncio.Queue[list[Reading] | Exception] = asyncio.Queue(_INBOX)
         tasks: list[asyncio.Task[None]] = []
         try:
             while not self._batch.is_finished:
@@ -177,7 +177,7 @@ class AsyncBatchJob:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, follower: Follower, inbox: asyncio.Queue[list[Event] | Exception]) -> None:
+    async def _read(self, follower: Follower, inbox: asyncio.Queue[list[Reading] | Exception]) -> None:
         while True:
             try:
                 news = await self._run(follower.pump(BLOCK_MS))
@@ -188,7 +188,7 @@ class AsyncBatchJob:
                 await inbox.put(news)
 
 
-async def _next_async(inbox: asyncio.Queue[list[Event] | Exception], wait_s: float) -> list[Event]:
+async def _next_async(inbox: asyncio.Queue[list[Reading] | Exception], wait_s: float) -> list[Reading]:
     import asyncio
 
     try:

@@ -8,7 +8,7 @@ from typing import Self, Unpack
 
 from .batch import BatchJob
 from .core.batch_core import BatchOptions
-from .core.client_core import ClientCore, job_ref, submission_of
+from .core.client_core import ClientCore
 from .core.compose import (
     BatchItem,
     Chat,
@@ -20,10 +20,12 @@ from .core.compose import (
 )
 from .core.follow import PATIENCE_S
 from .core.service import ServiceStatus, TenantSettings
+from .core.submission import job_ref, submission_of
 from .discovery import find_service
-from .job import Job, Runner
+from .job import Job
 from .protocol.functions import BatchEnd, JobSummary, SessionInfo, TenantInfo
 from .records import Request, SamplingParams
+from .runner import Runner
 from .settings import RedisSettings
 
 

@@ -125,7 +125,7 @@ def test_a_client_loses_any_reply(
     world: World, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr("thinkstream_client.core.follow.STATUS_EVERY_S", 0.0)
-    monkeypatch.setattr("thinkstream_client.core.result_stream._BLOCK_MS", 1)
+    monkeypatch.setattr("thinkstream_client.core.chunk_stream._BLOCK_MS", 1)
     monkeypatch.setattr("thinkstream_client.core.effects.Backoff.lost", _lost_at_once)
     text = text_of(tokens_of("j", 3))
     world.raw.config_set("appendfsync", "always")

@@ -21,16 +21,15 @@ from thinkstream_client.records import Finish, JobRef, Request, TokenChunk
 
 from .batch_end import closing_calls
 from .compose import BatchItem, deadline_ms, priority_number
-from .effects import Operation, Sleep, ask_many
-from .follow import MAX_STREAMS, Event, Follower, Submission
+from .effects import MAX_STREAMS, PER_PIPELINE, Operation, Sleep, ask_many
+from .follow import Follower, Reading
 from .result_reader import News
-from .results import BatchResult, ResultBuilder, error_of
+from .results import MAX_REWINDS, BatchResult, ResultBuilder, error_of
+from .submission import Submission, submission_of
 
 BLOCK_MS = 250
 """How long a follower waits for an entry before it looks for new jobs to follow."""
 
-_PER_PIPELINE = 128
-_MAX_REWINDS = 3
 _IDLE_S = 0.5
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
@@ -73,12 +72,12 @@ class BatchOptions:
 
     def submission(self, ref: JobRef, request: Request) -> Submission:
         """Returns a job of this batch, its deadline counted from now."""
-        left_ms = deadline_ms(self.deadline_s)
-        return Submission(
-            ref=ref,
-            request=request,
-            priority=priority_number(self.priority),
-            deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
+        return submission_of(
+            request,
+            job_id=ref.job_id,
+            tenant=ref.tenant,
+            priority=self.priority,
+            deadline_s=self.deadline_s,
             batch=self.batch_id,
         )
 
@@ -158,7 +157,7 @@ class BatchCore:
 
     @property
     def wait_s(self) -> float:
-        """How long to wait for events before ``submit_some`` is worth another call."""
+        """How long to wait for readings before ``submit_some`` is worth another call."""
         if self._results or self.is_finished:
             return 0.0
         if len(self._live) >= self.options.max_in_flight or (self._is_exhausted and not self._pending):
@@ -198,16 +197,16 @@ class BatchCore:
             self._fail(item, "", JobCancelled(submission.ref.job_id))
         self._pending.clear()
         refs = list(self._live)
-        for start in range(0, len(refs), _PER_PIPELINE):
-            calls = [functions.cancel(self._keys, ref) for ref in refs[start : start + _PER_PIPELINE]]
+        for start in range(0, len(refs), PER_PIPELINE):
+            calls = [functions.cancel(self._keys, ref) for ref in refs[start : start + PER_PIPELINE]]
             yield from ask_many(calls, self._patience_s)
 
-    def take(self, events: Iterable[Event]) -> Iterator[BatchResult]:
+    def take(self, readings: Iterable[Reading]) -> Iterator[BatchResult]:
         """Takes what followers have read and yields the results that are whole."""
-        for ref, what in events:
+        for ref, what in readings:
             live = self._live.get(ref)
             if live is not None:
-                self._take_event(ref, live, what)
+                self._take_reading(ref, live, what)
         while self._results:
             yield self._results.popleft()
 
@@ -231,7 +230,7 @@ class BatchCore:
 
     def _take_items(self) -> None:
         in_flight = len(self._live) + len(self._pending)
-        room = min(self.options.max_in_flight - in_flight, _PER_PIPELINE - len(self._pending))
+        room = min(self.options.max_in_flight - in_flight, PER_PIPELINE - len(self._pending))
         for _ in range(room):
             item = None if self._is_exhausted else next(self._items, None)
             if item is None:
@@ -270,7 +269,7 @@ class BatchCore:
         self._live[submission.ref] = _Live(item, submission, follower, builder)
         self._count(submitted=1)
 
-    def _take_event(self, ref: JobRef, live: _Live, what: News | ThinkstreamError) -> None:
+    def _take_reading(self, ref: JobRef, live: _Live, what: News | ThinkstreamError) -> None:
         match what:
             case TokenChunk():
                 live.builder.add(what)
@@ -280,7 +279,7 @@ class BatchCore:
                 live.has_started = True
             case Finish():
                 self._end(ref, live, error_of(ref.job_id, what), what)
-            case StreamForked() if live.num_rewinds < _MAX_REWINDS:  # nobody has seen a token of it yet
+            case StreamForked() if live.num_rewinds < MAX_REWINDS:  # nobody has seen a token of it yet
                 self._count(tokens=-live.builder.num_tokens)
                 live.num_rewinds += 1
                 live.builder = ResultBuilder(ref.job_id)

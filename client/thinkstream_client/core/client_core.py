@@ -15,30 +15,28 @@ from thinkstream_client.errors import (
     StreamForked,
     ThinkstreamError,
 )
-from thinkstream_client.keys import check_name
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import BatchEnd
 from thinkstream_client.protocol.namespace import settle
 from thinkstream_client.protocol.server_check import ServerInfo, server_check
 from thinkstream_client.protocol.wire import Terminal
-from thinkstream_client.records import JobRef, JobStatus, Request, TokenChunk
+from thinkstream_client.records import JobRef, JobStatus, TokenChunk
 from thinkstream_client.settings import RedisSettings
 
 from .batch_core import BatchCore, BatchOptions
 from .batch_end import closing_calls, wait_for_end
-from .compose import BatchItem, deadline_ms, new_job_id, priority_number
-from .effects import Operation, Sleep, ask, ask_many
-from .follow import PATIENCE_S, Follower, Submission
+from .chunk_stream import ChunkStream
+from .compose import BatchItem
+from .effects import PER_PIPELINE, Operation, Sleep, ask, ask_many
+from .follow import PATIENCE_S, Follower
 from .history import JobHistory, history_of
-from .result_stream import ResultStream
-from .results import JobResult
+from .results import MAX_REWINDS, JobResult
 from .service import ServiceStatus, TenantSettings, ask_all, living_replicas, service_status, tenant_set
+from .submission import Submission
 
-_PER_PIPELINE = 128
 _READY_EVERY_MS = 200
 _FSYNC_MS = 2000
-_MAX_REWINDS = 3
 
 
 class ClientCore:
@@ -86,7 +84,7 @@ class ClientCore:
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         pending = list(submissions)
         while pending:
-            now, pending = pending[:_PER_PIPELINE], pending[_PER_PIPELINE:]
+            now, pending = pending[:PER_PIPELINE], pending[PER_PIPELINE:]
             calls: list[Call[functions.Submitted]] = [one.call(self._keys) for one in now]
             replies = yield from ask_many(calls, self._patience_s)
             full: QueueFull | None = None
@@ -188,7 +186,7 @@ class ClientCore:
         *,
         from_index: int = 0,
         timeout_s: float | None = None,
-    ) -> ResultStream:
+    ) -> ChunkStream:
         """Returns a stream of a job's chunks; nothing is asked before its first ``next_chunk``.
 
         Raises:
@@ -197,10 +195,10 @@ class ClientCore:
         if isinstance(from_index, bool) or not isinstance(from_index, int) or from_index < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest("from_index", from_index, "an integer from 0")
         follower = Follower(lambda: self._keys, patience_s=self._patience_s)
-        return ResultStream(follower, ref, from_index=from_index, submission=submission, timeout_s=timeout_s)
+        return ChunkStream(follower, ref, from_index=from_index, submission=submission, timeout_s=timeout_s)
 
-    def next_chunk(self, stream: ResultStream) -> Operation[TokenChunk | None]:
-        """Connects if need be and returns the stream's next chunk; see ``ResultStream.next_chunk``."""
+    def next_chunk(self, stream: ChunkStream) -> Operation[TokenChunk | None]:
+        """Connects if need be and returns the stream's next chunk; see ``ChunkStream.next_chunk``."""
         yield from self.connect()
         return (yield from stream.next_chunk())
 
@@ -234,7 +232,7 @@ class ClientCore:
                 result = yield from stream.drain()
             except StreamForked:
                 num_rewinds += 1
-                if num_rewinds > _MAX_REWINDS:
+                if num_rewinds > MAX_REWINDS:
                     raise
                 continue
             if not confirm or (yield from self._is_durable(ref, len(result.token_ids), server)):
@@ -277,36 +275,3 @@ class ClientCore:
         sealed = functions.read_results(self._keys, {ref: num_tokens}, block_ms=None, count=None)
         entries = (yield from ask(sealed, self._patience_s)).get(ref, [])
         return on_disk is True and any(isinstance(entry, Terminal) for entry in entries)
-
-
-def job_ref(job_id: object, tenant: object) -> JobRef:
-    """Returns a job's full name.
-
-    Raises:
-        InvalidRequest: One of the two is no name.
-    """
-    return JobRef(check_name("tenant", tenant), check_name("id", job_id))
-
-
-def submission_of(
-    request: Request,
-    *,
-    job_id: str | None,
-    tenant: str,
-    priority: str,
-    deadline_s: float | None,
-    batch: str | None = None,
-) -> Submission:
-    """Returns a job to be submitted, its deadline counted from now; without an id it gets a new one.
-
-    Raises:
-        InvalidRequest: A name, the class or the deadline is outside its range.
-    """
-    left_ms = deadline_ms(deadline_s)
-    return Submission(
-        ref=job_ref(new_job_id() if job_id is None else job_id, tenant),
-        request=request,
-        priority=priority_number(priority),
-        deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
-        batch=batch,
-    )

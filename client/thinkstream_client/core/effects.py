@@ -21,6 +21,11 @@ from thinkstream_client.records import JobRef
 
 T = TypeVar("T")
 
+PER_PIPELINE = 128
+"""Calls per pipeline where there are many, so that none of them holds up the server for long."""
+MAX_STREAMS = 256
+"""Streams per command that reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sleep:

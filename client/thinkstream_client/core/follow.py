@@ -27,17 +27,15 @@ from thinkstream_client.errors import (
 )
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
-from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.wire import RawEntry
-from thinkstream_client.records import JobRef, JobStatus, Request
+from thinkstream_client.records import JobRef, JobStatus
 
 from .effects import Backoff, Operation, Pipeline, Read, Results, Sleep
 from .result_reader import News, ResultReader
+from .submission import Submission
 
 logger = logging.getLogger(__name__)
 
-MAX_STREAMS = 256
-"""Streams per follower, which is per blocking connection."""
 STATUS_EVERY_S = 2.5
 """A job that has been silent this long has its status asked."""
 PATIENCE_S = 30.0
@@ -47,42 +45,7 @@ _ENTRIES_PER_READ = 1024
 _IDLE_MS = 20
 
 
-@dataclass(slots=True)
-class Submission:
-    """A job's payload, kept so that the job can be submitted again.
-
-    Attributes:
-        ref: The job.
-        request: What it asks for.
-        priority: Number of its class.
-        deadline_at_s: When it is too late, on this process's monotonic clock; None is never.
-        batch: The batch it belongs to.
-        has_ended: Its end was seen. Whoever has seen it does not submit the job again.
-    """
-
-    ref: JobRef
-    request: Request
-    priority: int = 1
-    deadline_at_s: float | None = None
-    batch: str | None = None
-    has_ended: bool = False
-
-    def call(self, keys: Keys) -> Call[functions.Submitted]:
-        """Returns the command that submits it, with what is left of the deadline."""
-        left_ms = None
-        if self.deadline_at_s is not None:
-            left_ms = round((self.deadline_at_s - time.monotonic()) * 1000)
-        return functions.submit(
-            keys, self.ref, self.request, priority=self.priority, deadline_ms=left_ms, batch=self.batch
-        )
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline_at_s is not None and time.monotonic() >= self.deadline_at_s
-
-
-class Event(NamedTuple):
+class Reading(NamedTuple):
     """Something new about one job: a claim, a chunk, its end, or the error that ended the reading."""
 
     ref: JobRef
@@ -138,7 +101,7 @@ class Follower:
         heard_s = self._now() if is_fresh else float("-inf")
         self._incoming.append(_Followed(ResultReader(ref, from_index), submission, heard_s))
 
-    def pump(self, block_ms: int) -> Operation[list[Event]]:
+    def pump(self, block_ms: int) -> Operation[list[Reading]]:
         """Reads once and returns what came, which may be nothing.
 
         Args:
@@ -153,18 +116,18 @@ class Follower:
         if not self._followed:
             yield Sleep(min(block_ms, _IDLE_MS))
             return []
-        events: list[Event] = []
+        readings: list[Reading] = []
         try:
-            yield from self._ask_silent(events)
+            yield from self._ask_silent(readings)
             if self._followed:
-                yield from self._read(block_ms, events)
+                yield from self._read(block_ms, readings)
         except ServiceUnavailable as error:
             yield self._backoff.lost(error)
         else:
             self._backoff.restored()
-        return events
+        return readings
 
-    def _read(self, block_ms: int, events: list[Event]) -> Operation[None]:
+    def _read(self, block_ms: int, readings: list[Reading]) -> Operation[None]:
         ended = [ref for ref, one in self._followed.items() if one.has_ended]
         entries: Results = yield Read(
             keys=self._keys,
@@ -173,27 +136,27 @@ class Follower:
             count=_ENTRIES_PER_READ,
         )
         for ref, stream in entries.items():
-            events.extend((yield from self._feed(ref, stream)))
+            readings.extend((yield from self._feed(ref, stream)))
         for ref in ended:
             if ref not in entries:  # sealed, and nothing left to read
-                self._give_up(ref, ResultExpired(ref.job_id), events)
+                self._give_up(ref, ResultExpired(ref.job_id), readings)
 
-    def _feed(self, ref: JobRef, entries: Sequence[RawEntry]) -> Operation[list[Event]]:
+    def _feed(self, ref: JobRef, entries: Sequence[RawEntry]) -> Operation[list[Reading]]:
         one = self._followed[ref]
         one.heard_s = self._now()
         try:
             news = one.reader.feed(entries)
         except StreamForked as forked:
             del self._followed[ref]
-            return [Event(ref, (yield from self._where_forked(one.reader, forked)))]
+            return [Reading(ref, (yield from self._where_forked(one.reader, forked)))]
         except (InvalidRequest, RecordInvalid) as error:
             del self._followed[ref]
-            return [Event(ref, error)]
+            return [Reading(ref, error)]
         if one.reader.finish is not None:
             del self._followed[ref]
             if one.submission is not None:
                 one.submission.has_ended = True
-        return [Event(ref, what) for what in news]
+        return [Reading(ref, what) for what in news]
 
     def _where_forked(self, reader: ResultReader, forked: StreamForked) -> Operation[StreamForked]:
         try:
@@ -204,7 +167,7 @@ class Follower:
             return forked
         return StreamForked(reader.ref.job_id, reader.agreement_with(entries.get(reader.ref, ())))
 
-    def _ask_silent(self, events: list[Event]) -> Operation[None]:
+    def _ask_silent(self, readings: list[Reading]) -> Operation[None]:
         now = self._now()
         silent = [one for one in self._followed.values() if now - one.heard_s >= STATUS_EVERY_S]
         if not silent:
@@ -219,16 +182,16 @@ class Follower:
                 case ServiceUnavailable():
                     raise reply
                 case ThinkstreamError():
-                    self._give_up(one.reader.ref, reply, events)
+                    self._give_up(one.reader.ref, reply, readings)
                 case _:
                     one.heard_s, one.has_ended = now, reply.is_terminal
-        yield from self._resubmit(vanished, events)
+        yield from self._resubmit(vanished, readings)
 
-    def _resubmit(self, vanished: Sequence[_Followed], events: list[Event]) -> Operation[None]:
+    def _resubmit(self, vanished: Sequence[_Followed], readings: list[Reading]) -> Operation[None]:
         again: list[tuple[_Followed, Submission]] = []
         for one in vanished:
             if one.submission is None or one.submission.is_late:
-                self._give_up(one.reader.ref, JobExpired(one.reader.ref.job_id), events)
+                self._give_up(one.reader.ref, JobExpired(one.reader.ref.job_id), readings)
             else:
                 again.append((one, one.submission))
         if not again:
@@ -241,8 +204,8 @@ class Follower:
             one.heard_s = self._now()
             one.reader.rewind_markers()
             if isinstance(reply, ThinkstreamError) and not isinstance(reply, ServiceError):
-                self._give_up(one.reader.ref, reply, events)
+                self._give_up(one.reader.ref, reply, readings)
 
-    def _give_up(self, ref: JobRef, error: ThinkstreamError, events: list[Event]) -> None:
+    def _give_up(self, ref: JobRef, error: ThinkstreamError, readings: list[Reading]) -> None:
         del self._followed[ref]
-        events.append(Event(ref, error))
+        readings.append(Reading(ref, error))

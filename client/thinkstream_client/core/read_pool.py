@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING
 from thinkstream_client.protocol.connection import AsyncConnection
 from thinkstream_client.records import JobRef
 
-from .effects import Read, Results
+from .effects import MAX_STREAMS, Read, Results
 
 if TYPE_CHECKING:
     import asyncio
 
 MAX_LANES = 16
 """Blocking commands, which is connections, at one time; one per partition, where these are more."""
-MAX_STREAMS = 256
-"""Streams per command, unless one reader alone asks for more."""
 _SLICE_MS = 250  # a lane whose streams are silent takes up other readers this often
 
 

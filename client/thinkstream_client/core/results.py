@@ -24,6 +24,9 @@ from thinkstream_client.records import (
 
 from .compose import BatchItem
 
+MAX_REWINDS = 3
+"""How often a result of which nobody has seen a token is read again because Redis went back."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:

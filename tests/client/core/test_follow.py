@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from thinkstream_client.core.effects import Operation, Pipeline, Read, Sleep
-from thinkstream_client.core.follow import Event, Follower, Submission
+from thinkstream_client.core.effects import Effect, Operation, Pipeline, Read, Sleep
+from thinkstream_client.core.follow import Follower, Reading
+from thinkstream_client.core.submission import Submission
 from thinkstream_client.errors import (
     JobExpired,
     JobNotFound,
@@ -19,7 +20,6 @@ from thinkstream_client.errors import (
 )
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
-from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.wire import Entry, RawEntry, Terminal, chain_crc, initial_crc
 from thinkstream_client.records import Finish, FinishReason, JobRef, JobStatus, Request, TokenChunk
 
@@ -46,7 +46,7 @@ class Server:
         self.blocked: list[bool] = []
         self.now_s = 0.0
 
-    def pump(self, operation: Operation[list[Event]]) -> list[object]:
+    def pump(self, operation: Operation[list[Reading]]) -> list[object]:
         reply: object = None
         try:
             while True:
@@ -58,10 +58,10 @@ class Server:
                     assert isinstance(effect, Sleep)
                     reply = None
         except StopIteration as end:
-            events: list[Event] = end.value
-            return [event.what for event in events]
+            readings: list[Reading] = end.value
+            return [reading.what for reading in readings]
 
-    def _answer(self, effect: Call[Any] | Read | Pipeline | Sleep) -> object:
+    def _answer(self, effect: Effect) -> object:
         if isinstance(effect, Read):
             self.blocked.append(effect.block_ms is not None)
             read = self.reads.pop(0) if self.reads else {}

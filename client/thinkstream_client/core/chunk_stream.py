@@ -9,13 +9,14 @@ from thinkstream_client.errors import ThinkstreamError
 from thinkstream_client.records import Finish, JobRef, TokenChunk
 
 from .effects import Operation
-from .follow import Event, Follower, Submission
+from .follow import Follower, Reading
 from .results import JobResult, ResultBuilder, error_of
+from .submission import Submission
 
 _BLOCK_MS = 1000
 
 
-class ResultStream:
+class ChunkStream:
     """Hands out one job's chunks in order.
 
     Args:
@@ -39,7 +40,7 @@ class ResultStream:
         self.finish: Finish | None = None
         self._follower, self._ref = follower, ref
         self._end_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._ready: deque[Event] = deque()
+        self._ready: deque[Reading] = deque()
         self._builder = ResultBuilder(ref.job_id)
         self._error: ThinkstreamError | None = None
 
