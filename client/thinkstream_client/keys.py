@@ -1,4 +1,8 @@
-"""The name of every key; nothing else builds one.
+"""The name of every key.
+
+The functions in Redis are given the prefix of a partition and spell the rest themselves: each name stands in
+``protocol/lua`` a second time, and a test holds the two together. Outside it the product reads but a few of
+the keys; the others are named for whoever looks inside.
 
 All keys of a job carry the hash tag of its partition, so that one function call may touch them together
 in a Redis Cluster.

@@ -61,11 +61,6 @@ class RedisSettings:
         if self.num_partitions is not None and not 1 <= self.num_partitions <= 1024:
             raise ConfigError(f"num_partitions: got {self.num_partitions}, expected at least 1, at most 1024")
 
-    @classmethod
-    def from_url(cls, url: str, namespace: str = "ts", num_partitions: int | None = None) -> RedisSettings:
-        """Returns the settings for a URL."""
-        return cls(url, namespace, num_partitions)
-
     @property
     def keys(self) -> Keys:
         """The names of the keys, as long as nobody has set the namespace up otherwise; see ``namespace``."""

@@ -62,7 +62,7 @@ def measure_step(url: str, num_streams: int, *, num_rounds: int, steps_per_round
 
 def _prepare_ours(url: str, num_streams: int) -> Callable[[], None]:
     """Submit and claim the jobs; each call of the result publishes one token for every one of them."""
-    keys, connection = Keys(), Connection(RedisSettings.from_url(url))
+    keys, connection = Keys(), Connection(RedisSettings(url))
     session, nonce = SessionId("bench." + secrets.token_hex(4)), secrets.token_hex(8)
     connection.run(
         functions.hello(

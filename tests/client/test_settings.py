@@ -32,11 +32,11 @@ def test_password_never_shows(url: str, shown: str | None) -> None:
 @pytest.mark.parametrize("url", ["", "http://host", "redis://", "redis://host:port", "unix://", "host:6379"])
 def test_unusable_url(url: str) -> None:
     with pytest.raises(ConfigError, match="expected redis://"):
-        RedisSettings.from_url(url)
+        RedisSettings(url)
 
 
 def test_namespace_and_partitions() -> None:
-    keys = RedisSettings.from_url("redis://host", "mine", num_partitions=4).keys
+    keys = RedisSettings("redis://host", "mine", num_partitions=4).keys
     assert keys.prefix(3) == "mine:{3}:"
     assert list(keys.partitions) == [0, 1, 2, 3]
     with pytest.raises(InvalidRequest):

@@ -23,13 +23,11 @@ class ServerInfo:
         name: ``Redis`` or ``Valkey``.
         version: Its version.
         append_only: Whether it keeps an append-only file.
-        max_memory_bytes: Its limit; 0 is none.
     """
 
     name: str
     version: str
     append_only: bool
-    max_memory_bytes: int
 
     @property
     def has_waitaof(self) -> bool:
@@ -64,7 +62,6 @@ def _parse(reply: Any) -> ServerInfo:
         name=name,
         version=version,
         append_only=found.get("aof_enabled") == "1",
-        max_memory_bytes=int(found.get("maxmemory", "0")),
     )
 
 

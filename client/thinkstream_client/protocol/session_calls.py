@@ -26,12 +26,9 @@ class Claimed:
         n: Tokens that former owners published.
         grain: Tokens per entry of its stream.
         claims: How often it has been claimed.
-        attempts: Deaths counted against it.
         suspect: Its last owner died: step it alone.
         submitted_ms: Server time of its submission.
         claimed_ms: Server time of this claim.
-        priority: Its class.
-        deadline_at_ms: Server time at which it expires; None is never.
     """
 
     ref: JobRef
@@ -40,12 +37,9 @@ class Claimed:
     n: int
     grain: int
     claims: int
-    attempts: int
     suspect: bool
     submitted_ms: int
     claimed_ms: int
-    priority: int
-    deadline_at_ms: int | None
 
 
 class StepRow(NamedTuple):
@@ -299,7 +293,7 @@ _STEP_REPLIES = {reply.value: reply for reply in StepReply}
 
 
 def _claimed(row: Any, *, claimed_ms: int) -> Claimed:
-    tenant, job_id, mk, payload, n, claims, suspect, submitted_ms, priority, grain, attempts, deadline = row
+    tenant, job_id, mk, payload, n, claims, suspect, submitted_ms, grain = row
     return Claimed(
         ref=JobRef(tenant.decode(), job_id.decode()),
         mk=mk,
@@ -307,10 +301,7 @@ def _claimed(row: Any, *, claimed_ms: int) -> Claimed:
         n=n,
         grain=grain,
         claims=claims,
-        attempts=attempts,
         suspect=bool(suspect),
         submitted_ms=submitted_ms,
         claimed_ms=claimed_ms,
-        priority=priority,
-        deadline_at_ms=deadline or None,
     )

@@ -76,7 +76,7 @@ def test_deadline(queue: Queue) -> None:
     session = queue.hello()
     running, waiting = queue.submit("r", deadline_ms=40), queue.submit("q", deadline_ms=40)
     (claimed,) = queue.claim(session, 1)
-    assert claimed.deadline_at_ms == claimed.submitted_ms + 40
+    assert queue.info(claimed.ref).deadline_at_ms == claimed.submitted_ms + 40
     assert queue.run(functions.sweep(KEYS, 0)) == Swept(retried=0, expired=0, repaired=0, more=False)
     time.sleep(0.05)
     assert queue.claim(session) == []  # sealed by the claim itself

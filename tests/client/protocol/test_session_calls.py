@@ -101,7 +101,7 @@ def test_half_a_grain_is_computed_again(queue: Queue) -> None:
     assert queue.run(functions.release(KEYS, 0, session, "n", [ref, JobRef("a", "other")])) == 1
     other = queue.hello("other")
     (claimed,) = queue.claim(other)
-    assert (claimed.n, claimed.mk, claimed.attempts) == (4, 2, 0)
+    assert (claimed.n, claimed.mk, queue.info(ref).attempts) == (4, 2, 0)
     assert queue.step(session, ref, 2, 5, 6, 7, 8) is SEALED
     assert queue.step(other, ref, 3, 5, 6, 7, 8, mk=2) is OK
     assert queue.kinds(ref) == [1, (4, 1, 2, 3, 4), 2, (8, 5, 6, 7, 8)]

@@ -163,7 +163,7 @@ local function grant(P, call, job, session)
   redis.call('ZADD', P .. 'running', call.now, job.member)
   event(P, 'claim', job, 'running', session)
   return { job.tenant, job.id, mk, redis.call('HGET', key, 'payload'), n, claims, job.suspect and 1 or 0,
-    job.submitted, job.priority, job.grain, job.attempts, job.deadline }
+    job.submitted, job.grain }
 end
 
 -- ARGV: session, k. No nonce: the Scheduler calls it for the session.
