@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
+import redis
+
 from thinkstream_client.errors import ThinkstreamError
 
 from .hang import Hang
@@ -24,7 +26,9 @@ logger = logging.getLogger(__name__)
 ON_REPLICAS = frozenset({"kill", "stop", "hang", "raylet"})
 """Faults after which somebody else must take jobs over."""
 _REDIS_AWAY_S = (0.2, 3.0)
+_PRIMARY_AWAY_S = (4.0, 15.0)  # long enough that another takes its place
 _NODE_AWAY_S = 10.0
+_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,7 @@ class Faults:
     def _run(self, actions: list[tuple[float, int, Callable[[], None]]]) -> None:
         while actions and actions[0][0] <= self._clock():
             # What a fault meets may be broken already, or die under its hands.
-            with contextlib.suppress(ProcessLookupError, ThinkstreamError):
+            with contextlib.suppress(ProcessLookupError, ThinkstreamError, redis.RedisError):
                 heapq.heappop(actions)[2]()
 
     def _plan(self, at_s: float, fault: Callable[[], None]) -> None:
@@ -124,16 +128,13 @@ class Faults:
                 self._repair(outage_s, lambda: _go_on(pid))
             case _:
                 hang = Hang(pid, outage_s)
-                hang.start()
+                if not hang.begin():
+                    return
                 self._hangs.append(hang)
         self._note(kind, pid)
 
     def _cut(self) -> None:
-        lines = self._stage.command("CLIENT", "LIST").decode().splitlines()
-        own = self._stage.command("CLIENT", "ID")
-        ids = [int(line.split("id=", 1)[1].split(" ", 1)[0]) for line in lines]
-        chosen = self._rng.choice([one for one in ids if one != own] or [own])
-        self._stage.command("CLIENT", "KILL", "ID", chosen)
+        self._stage.cut_connection(self._rng)
         self._note("cut")
 
     def _scheduler(self) -> None:
@@ -145,9 +146,13 @@ class Faults:
             self._note("scheduler", pid)
 
     def _redis(self) -> None:
-        self._plan(self._clock() + self._options.heavy_s, self._redis)
-        self._note("redis", self._stage.kill_redis())
-        self._repair(self._rng.uniform(*_REDIS_AWAY_S), self._stage.start_redis)
+        pid = self._stage.kill_redis(self._rng)
+        self._plan(self._clock() + (_AGAIN_S if pid is None else self._options.heavy_s), self._redis)
+        if pid is None:
+            return
+        self._note("redis", pid)
+        away_s = _REDIS_AWAY_S if self._options.topology == "standalone" else _PRIMARY_AWAY_S
+        self._repair(self._rng.uniform(*away_s), self._stage.restart_redis)
 
     def _raylet(self) -> None:
         self._plan(self._clock() + self._options.raylet_s, self._raylet)

@@ -27,21 +27,31 @@ class Hang(threading.Thread):
     def __init__(self, pid: int, seconds: float) -> None:
         super().__init__(name=f"hang-{pid}", daemon=True)
         self._pid, self._seconds = pid, seconds
-        self._let_go = threading.Event()
+        self._tried, self._let_go = threading.Event(), threading.Event()
+        self._holds = False
 
     def run(self) -> None:
         """Seizes, waits, lets go. All of it in this thread, as ptrace wants it."""
         libc = ctypes.CDLL(None, use_errno=True)
+        tid = 0
         try:
             tid = _busiest_thread(self._pid)
-            if libc.ptrace(_SEIZE, tid, None, None) != 0:
-                return
-            libc.ptrace(_INTERRUPT, tid, None, None)
-            os.waitpid(tid, _WALL)
+            self._holds = libc.ptrace(_SEIZE, tid, None, None) == 0
+            if self._holds:
+                libc.ptrace(_INTERRUPT, tid, None, None)
+                os.waitpid(tid, _WALL)
         except OSError:  # it died meanwhile
-            return
-        self._let_go.wait(self._seconds)
-        libc.ptrace(_DETACH, tid, None, None)
+            self._holds = False
+        self._tried.set()
+        if self._holds:
+            self._let_go.wait(self._seconds)
+            libc.ptrace(_DETACH, tid, None, None)
+
+    def begin(self) -> bool:
+        """Starts it; returns whether the thread is held: this machine may forbid it, or the process died."""
+        self.start()
+        self._tried.wait()
+        return self._holds
 
     def let_go(self) -> None:
         """Ends it before its time and returns when it has ended."""

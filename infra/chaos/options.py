@@ -15,6 +15,7 @@ kill: SIGKILL of a replica, loading ones included. stop: SIGSTOP of one for 0.5 
 thread alone stands still as long. cut: a connection is closed by the server. client: SIGKILL of a reader.
 """
 APPENDFSYNC = ("everysec", "no", "always")
+TOPOLOGIES = ("standalone", "sentinel", "cluster")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class ChaosOptions:
         heavy_s: Time between kills of a scheduler, and between kills of Redis; 0 has none.
         raylet_s: Time between kills of the second node's raylet.
         mix: Weight of each light fault.
+        topology: One Redis, one behind Sentinels, or a Cluster.
         appendfsync: How often Redis syncs its append-only file.
         second_node: Whether there is a second raylet, which is killed too.
         num_replicas: Replicas.
@@ -48,6 +50,7 @@ class ChaosOptions:
     heavy_s: float = 60.0
     raylet_s: float = 180.0
     mix: Mapping[str, int] = field(default_factory=lambda: dict(LIGHT_MIX))
+    topology: str = "standalone"
     appendfsync: str = "everysec"
     second_node: bool = False
     num_replicas: int = 3
@@ -73,6 +76,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> ChaosOptions:
     parser.add_argument("--light", type=float, default=usual.light_s, help="seconds between light faults")
     parser.add_argument("--heavy", type=float, default=usual.heavy_s, help="between kills of Redis; 0: none")
     parser.add_argument("--raylet", type=float, default=usual.raylet_s, help="between kills of a raylet")
+    parser.add_argument("--topology", choices=TOPOLOGIES, default=usual.topology)
     parser.add_argument("--appendfsync", choices=APPENDFSYNC, default=usual.appendfsync)
     parser.add_argument("--second-node", action="store_true", help="a second raylet, killed too")
     parser.add_argument("--replicas", type=int, default=usual.num_replicas)
@@ -86,6 +90,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> ChaosOptions:
         heavy_s=given.heavy,
         raylet_s=given.raylet,
         mix=dict(LIGHT_MIX) if given.faults is None else _mix(parser, given.faults),
+        topology=given.topology,
         appendfsync=given.appendfsync,
         second_node=given.second_node,
         num_replicas=given.replicas,

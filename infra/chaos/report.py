@@ -65,7 +65,7 @@ class Report:
     def row(self) -> str:
         """A row under `HEADER`."""
         options = self.options
-        setting = f"standalone, {options.appendfsync}, {options.num_replicas} replicas"
+        setting = f"{options.topology}, {options.appendfsync}, {options.num_replicas} replicas"
         faults = ", ".join(f"{count} {kind}" for kind, count in self.faults_by_kind.items())
         cells: list[object] = [
             options.seed,

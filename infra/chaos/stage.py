@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from thinkstream_client.errors import ThinkstreamError
+from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import SessionInfo
+from thinkstream_client.protocol.namespace import settled
 from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler import processes
 from thinkstream_scheduler.config import SchedulerConfig, ray_namespace
-from thinkstream_scheduler.embedded import EmbeddedServer
 from thinkstream_scheduler.launch import Service, ServiceOptions, start_service
 from thinkstream_scheduler.resources import ReplicaResources
 from thinkstream_workers.config import ReplicaConfig
 
 from .options import ChaosOptions
 from .reader import STOP_FILE, Orders
+from .servers import make_servers
 
 REPLICA, SCHEDULER, RAYLET = "ray::ReplicaActor", "ray::SchedulerActor", "/raylet --"
+T = TypeVar("T")
+
 _NUM_CPUS = 0.6
 _OBJECT_STORE_BYTES = 100 << 20
 
@@ -42,22 +47,24 @@ class Stage:
 
     def __init__(self, options: ChaosOptions, folder: Path) -> None:
         self._options, self.folder = options, folder
-        self._server = EmbeddedServer(folder / "server")
+        self._servers = make_servers(options.topology, folder / "servers")
         self._not_ours = processes.descendants(os.getpid())
         self._readers: list[subprocess.Popen[bytes]] = []
         self._second_node: subprocess.Popen[bytes] | None = None
         self._second_scheduler: Any = None
         self._service: Service | None = None
         self._connection: Connection | None = None
+        self._keys: Keys | None = None
 
     @property
     def redis(self) -> RedisSettings:
         """Where Redis is."""
-        return RedisSettings(url=self._server.url)
+        return RedisSettings(url=self._servers.url)
 
     def start(self) -> None:
         """Starts everything but the readers; returns when all replicas take jobs."""
-        self.start_redis()
+        self._servers.start()
+        self._set_appendfsync()
         options = self._options
         replica = ReplicaConfig(
             redis=self.redis, slots=options.slots, lease_ms=options.lease_ms, num_threads=1
@@ -90,35 +97,45 @@ class Stage:
             self._second_node.wait()
         if self._connection is not None:
             self._connection.close()
-        self._server.stop()
+        self._servers.stop()
         processes.end(self._ours(), timeout_s=1.0)
 
-    def start_redis(self) -> None:
-        """Starts the server, on the data and the port that it had."""
-        self._server.start()
-        self.command("CONFIG", "SET", "appendfsync", self._options.appendfsync)
+    def kill_redis(self, rng: random.Random) -> int | None:
+        """Kills a server and returns its process; None if it is too early for that."""
+        return self._servers.kill(rng)
 
-    def kill_redis(self) -> int:
-        """Kills the server and returns the id it had."""
-        pid = self._server.pid
-        os.kill(pid, signal.SIGKILL)
-        self._server.stop()
-        return pid
+    def restart_redis(self) -> None:
+        """Starts what `kill_redis` has killed, on the data and the port that it had."""
+        self._servers.restart()
+        self._set_appendfsync()
 
-    def command(self, *arguments: str | int) -> Any:
-        """Runs one command on the server."""
-        return self.run(Call(arguments, lambda reply: reply))
+    def cut_connection(self, rng: random.Random) -> None:
+        """Has a server close one of its clients' connections; does nothing while no server lives."""
+        ports = self._servers.ports()
+        if not ports:
+            return
+        with _client(rng.choice(ports)) as client:
+            clients = client.client_list(_type="normal")
+            own = client.client_id()
+            others = [one["id"] for one in clients if int(one["id"]) != own]
+            if others:
+                client.client_kill_filter(_id=rng.choice(others))
 
-    def run(self, call: Call[Any]) -> Any:
+    def run(self, call: Call[T]) -> T:
         """Runs one call."""
-        if self._connection is None:
-            self._connection = Connection(self.redis)
-        return self._connection.run(call)
+        return self._connected().run(call)
+
+    @property
+    def keys(self) -> Keys:
+        """The names of the keys, once the service has set its namespace up."""
+        if self._keys is None:
+            self._keys = settled(self._connected(), self.redis).keys
+        return self._keys
 
     def sessions(self) -> list[SessionInfo]:
         """The sessions that Redis knows; none while it is away."""
         with contextlib.suppress(ThinkstreamError):
-            return cast("list[SessionInfo]", self.run(functions.sessions(self.redis.keys, 0)))
+            return self.run(functions.sessions(self.keys, 0))
         return []
 
     def find(self, name: str) -> list[int]:
@@ -216,6 +233,23 @@ class Stage:
         with (self.folder / f"reader-{number}.log").open("ab") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = Connection(self.redis)
+        return self._connection
+
+    def _set_appendfsync(self) -> None:
+        for port in self._servers.ports():
+            with _client(port) as client:
+                client.config_set("appendfsync", self._options.appendfsync)
+
     def _ours(self) -> dict[int, int]:
         now = processes.descendants(os.getpid())
         return {pid: started for pid, started in now.items() if self._not_ours.get(pid) != started}
+
+
+def _client(port: int) -> Any:
+    """A client of one server, whatever the topology."""
+    import redis
+
+    return redis.Redis(port=port, socket_timeout=5.0)
