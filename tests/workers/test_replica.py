@@ -25,6 +25,7 @@ from thinkstream_client.records import (
     SamplingParams,
     SessionId,
 )
+from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_workers.batcher import Batcher
 from thinkstream_workers.replica import Replica
 from thinkstream_workers.session import Session
@@ -325,14 +326,16 @@ def test_a_suspect_is_named_before_it_is_stepped(
     wait_until(lambda: named == [ref, None])
 
 
-def test_a_namespace_serves_one_model(service: Service, start: Start, tmp_path: Path) -> None:
+def test_a_namespace_serves_one_model_and_no_weights_of_another_are_read(
+    service: Service, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start()
+    monkeypatch.setattr(Checkpoint, "load_thinker", None)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**SHAPE, "num_hidden_layers": 1}))
-    other = Replica(service.config("other", model=f"random:{file}"), on_death=lambda error: None)
-    with pytest.raises(ConfigError, match="model digest"):
-        other.start()
-    other.stop()
+    config = service.config("other", model=f"random:{file}")
+    with pytest.raises(ConfigError, match=f"namespace ts serves random:.*, not random:{file}: .*--namespace"):
+        Replica(config, on_death=lambda error: None)
 
 
 def _is_known(service: Service, replica: Replica) -> bool:

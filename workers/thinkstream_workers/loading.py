@@ -7,7 +7,7 @@ one tree.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,8 +81,13 @@ class LoadedModel:
     digests: Digests
 
 
-def load_model(config: ReplicaConfig) -> LoadedModel:
+def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = None) -> LoadedModel:
     """Loads the model that the settings name.
+
+    Args:
+        config: The settings.
+        claim: Told what the model is before its weights are read, which may take minutes; what it raises
+            ends the load.
 
     Raises:
         ConfigError: The folder, its config or its tokenizer is wrong, or the device is not there.
@@ -92,12 +97,15 @@ def load_model(config: ReplicaConfig) -> LoadedModel:
         checkpoint = Checkpoint.resolve(config.model)
         logger.info("model %s", config.model)
         tokenizer = checkpoint.load_tokenizer()
+        digests = Digests(checkpoint.model_digest(), checkpoint.tokenizer_digest())
+        if claim is not None:
+            claim(digests)
         return LoadedModel(
             thinker=checkpoint.load_thinker(device=_device(config), dtype=_dtype(config)),
             text=ModelText(tokenizer),
             num_ids=tokenizer.num_ids,
             defaults=checkpoint.load_generation(tokenizer),
-            digests=Digests(checkpoint.model_digest(), checkpoint.tokenizer_digest()),
+            digests=digests,
         )
     except model_errors.WeightsError as error:
         raise WeightsError(str(error)) from error

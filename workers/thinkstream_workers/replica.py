@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from thinkstream_client.errors import Fenced, ServiceError, ServiceUnavailable
 from thinkstream_client.protocol import functions
@@ -26,7 +27,7 @@ from .config import ReplicaConfig
 from .engine import Engine
 from .intake import Intake
 from .job_table import JobTable
-from .loading import LoadedModel, load_model
+from .loading import Digests, LoadedModel, load_model
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey, SequenceEnd, Submit
 from .publisher import Publisher
@@ -62,6 +63,10 @@ class Replica:
     Args:
         config: All settings.
         on_death: Called once, from the thread that failed, when the replica cannot go on.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or the namespace serves another.
+        ServiceUnavailable: Redis cannot be reached.
     """
 
     def __init__(
@@ -76,8 +81,7 @@ class Replica:
         self._threads: list[threading.Thread] = []
         self._table = JobTable()
         self._inbox, self._outbox, self._pulse = Inbox(), Outbox(), Pulse()
-        model = load_model(config)
-        self._digests = model.digests
+        model = load_model(config, partial(_claim_namespace, config))
         self._connection = Connection(config.redis)
         self._session = Session(config, self._connection, _info(config))
         self._engine = self._build_engine(model)
@@ -112,19 +116,11 @@ class Replica:
         return ReplicaLoad(num_jobs=len(self._table), engine=self._engine.load)
 
     def start(self) -> None:
-        """Checks that namespace and model belong together, warms up, and makes the session known.
+        """Warms up, and makes the session known.
 
         Raises:
-            ConfigError: The namespace serves another model.
             ServiceUnavailable: Redis cannot be reached, or the engine fails at its first step.
         """
-        self._connection.run(
-            functions.meta_claim(
-                self._config.redis.keys,
-                model_digest=self._digests.model,
-                tokenizer_digest=self._digests.tokenizer,
-            )
-        )
         self._run_thread("engine", self._engine.run)
         self._warm_up()
         self._session.open()
@@ -231,6 +227,22 @@ class Replica:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)
+
+
+def _claim_namespace(config: ReplicaConfig, digests: Digests) -> None:
+    """Sees to it that the namespace serves this model and no other; over a connection for that alone."""
+    connection = Connection(config.redis)
+    try:
+        connection.run(
+            functions.meta_claim(
+                config.redis.keys,
+                model_digest=digests.model,
+                tokenizer_digest=digests.tokenizer,
+                model=config.model,
+            )
+        )
+    finally:
+        connection.close()
 
 
 def _info(config: ReplicaConfig) -> dict[str, str]:

@@ -40,27 +40,27 @@ class Meta:
     tokenizer_digest: str
 
 
-def reap(keys: Keys, p: int, session: SessionId | None = None) -> Call[int]:
+def reap(keys: Keys, partition: int, session: SessionId | None = None) -> Call[int]:
     """Takes the jobs of sessions whose lease is over, or of one that is known to be dead.
 
     Anyone may call it, any number of times. The call returns how many jobs are in line again.
     """
-    return Call(function_call("reap", keys.prefix(p), session or ""), int)
+    return Call(function_call("reap", keys.prefix(partition), session or ""), int)
 
 
-def sweep(keys: Keys, p: int) -> Call[Swept]:
+def sweep(keys: Keys, partition: int) -> Call[Swept]:
     """Does what is due: retries, deadlines, repair of jobs without a living owner. Bounded per call."""
 
     def parse(reply: Any) -> Swept:
         retried, expired, repaired, more = reply
         return Swept(retried=retried, expired=expired, repaired=repaired, more=bool(more))
 
-    return Call(function_call("sweep", keys.prefix(p)), parse)
+    return Call(function_call("sweep", keys.prefix(partition)), parse)
 
 
 def tenant_set(
     keys: Keys,
-    p: int,
+    partition: int,
     tenant: str,
     *,
     weight: float | None = None,
@@ -84,7 +84,7 @@ def tenant_set(
             if value < 0:
                 raise InvalidRequest(name, value, "an integer from 0")
             pairs += (name, str(value) if value else "")
-    return Call(function_call("tenant_set", keys.prefix(p), tenant, *pairs), _nothing)
+    return Call(function_call("tenant_set", keys.prefix(partition), tenant, *pairs), _nothing)
 
 
 def meta_get(keys: Keys) -> Call[Meta | None]:
@@ -103,8 +103,17 @@ def meta_claim(
     partitions: int | None = None,
     model_digest: str | None = None,
     tokenizer_digest: str | None = None,
+    model: str | None = None,
 ) -> Call[Meta]:
     """Sets what the namespace is for, once; what is None is neither set nor compared.
+
+    Args:
+        keys: The namespace.
+        protocol: The version of what is written here.
+        partitions: Its partitions; None are those of ``keys``.
+        model_digest: What tells the model from others.
+        tokenizer_digest: What tells its tokenizer from others.
+        model: The model's name, for the message to whoever brings another; it is not compared.
 
     The call raises:
         ConfigError: It was set up for something else; names both.
@@ -119,14 +128,24 @@ def meta_claim(
         found = _meta_fields(reply)
         for name, value in wanted.items():
             if found.get(name) != value:
+                if model is not None and name in ("model_digest", "tokenizer_digest"):
+                    raise ConfigError(_other_model(keys.namespace, found.get("model"), model))
                 what = name.replace("_", " ")
                 raise ConfigError(
                     f"namespace {keys.namespace} was set up for {what} {found.get(name)}, this is {value}"
                 )
         return _meta(reply)
 
-    pairs = [part for pair in wanted.items() for part in pair]
+    named = wanted if model is None else {**wanted, "model": model}
+    pairs = [part for pair in named.items() for part in pair]
     return Call(function_call("meta", keys.meta, *pairs), parse)
+
+
+def _other_model(namespace: str, found: str | None, model: str) -> str:
+    remedy = "give this one a namespace of its own with --namespace NAME"
+    if found == model:
+        return f"namespace {namespace} serves {model} as it was before its files changed: {remedy}"
+    return f"namespace {namespace} serves {found or 'another model'}, not {model}: {remedy}"
 
 
 def _nothing(reply: Any) -> None:
