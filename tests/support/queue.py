@@ -24,7 +24,7 @@ from thinkstream_client.records import (
 from thinkstream_client.settings import RedisSettings
 
 KEYS = Keys()
-OK, CAS, SEALED = StepReply.OK, StepReply.CAS, StepReply.SEALED
+OK, CAS, NOT_OURS = StepReply.OK, StepReply.CAS, StepReply.NOT_OURS
 FAILURE = JobFailure(code="RecordInvalid", message="no", data={"limit": 3})
 
 

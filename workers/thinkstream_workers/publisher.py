@@ -257,8 +257,8 @@ class Publisher:
     def _resolve_refusal(self, publication: Publication, reply: StepReply) -> None:
         """Finds out why Redis did not take an entry or an end; the job goes on or is dropped."""
         key = publication.key
-        if reply is StepReply.SEALED:
-            self._drop(key, "sealed")
+        if reply is StepReply.NOT_OURS:
+            self._drop(key, "it has ended, or another session has it")
             return
         self._repairs[key] = self._repairs.get(key, 0) + 1
         before = publication.num_published

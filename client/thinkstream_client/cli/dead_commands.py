@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from thinkstream_client.discovery import find_service
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.namespace import settled
 from thinkstream_client.protocol.functions import DeadLetter
 
 from . import options
@@ -135,10 +136,10 @@ def dead_drop(
 
 
 @contextmanager
-def _service(url: str | None, namespace: str | None) -> Iterator[tuple[Connection, Keys]]:
+def _service(url: str | None, namespace: str | None) -> Generator[tuple[Connection, Keys]]:
     settings = find_service(url, namespace)
     with closing(Connection(settings)) as connection:
-        yield connection, settings.keys
+        yield connection, settled(connection, settings).keys
 
 
 def _request_line(letter: DeadLetter, request: object) -> str:

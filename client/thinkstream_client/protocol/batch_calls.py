@@ -44,7 +44,7 @@ class BatchEnd:
         return BatchEnd(**counts, ended_ms=max(self.ended_ms, other.ended_ms))
 
 
-def batch_close(keys: Keys, p: int, tenant: str, batch: str) -> Call[None]:
+def batch_close(keys: Keys, partition: int, tenant: str, batch: str) -> Call[None]:
     """Says that all jobs of a batch were submitted: it ends with the last of them, if need be now.
 
     Jobs submitted later open a batch that has ended again; it is to be closed and will end once more.
@@ -58,22 +58,22 @@ def batch_close(keys: Keys, p: int, tenant: str, batch: str) -> Call[None]:
     def parse(reply: Any) -> None:
         del reply
 
-    return Call(function_call("batch_close", keys.prefix(p), tenant, batch), parse)
+    return Call(function_call("batch_close", keys.prefix(partition), tenant, batch), parse)
 
 
-def batch_exists(keys: Keys, p: int, tenant: str, batch: str) -> Call[bool]:
+def batch_exists(keys: Keys, partition: int, tenant: str, batch: str) -> Call[bool]:
     """Whether the partition knows the batch: it does until a day after its end."""
-    return Call(("EXISTS", keys.batch(p, tenant, batch)), bool)
+    return Call(("EXISTS", keys.batch(partition, tenant, batch)), bool)
 
 
 def read_batch_end(
-    keys: Keys, p: int, tenant: str, batch: str, *, block_ms: int | None = None
+    keys: Keys, partition: int, tenant: str, batch: str, *, block_ms: int | None = None
 ) -> Call[BatchEnd | None]:
     """Reads how a batch ended; None where it has not.
 
     Args:
         keys: Names of the keys.
-        p: The partition.
+        partition: The partition.
         tenant: Whose it is.
         batch: Its id.
         block_ms: How long to wait for its end, at least 1; None does not wait. A call that waits belongs on
@@ -88,4 +88,4 @@ def read_batch_end(
         found = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
         return BatchEnd(**{name: found[name] for name in _COUNTS}, ended_ms=found["ms"])
 
-    return Call(("XREAD", *block, "STREAMS", keys.batch_end(p, tenant, batch), "0-0"), parse)
+    return Call(("XREAD", *block, "STREAMS", keys.batch_end(partition, tenant, batch), "0-0"), parse)

@@ -61,13 +61,13 @@ def letter_place(keys: Keys, letter_id: str) -> tuple[int, str]:
     return int(found[2] or 0), found[1]
 
 
-def dead_letters(keys: Keys, p: int, *, limit: int = 100) -> Call[list[DeadLetter]]:
+def dead_letters(keys: Keys, partition: int, *, limit: int = 100) -> Call[list[DeadLetter]]:
     """Lists dead letters, newest first."""
 
     def parse(reply: Any) -> list[DeadLetter]:
-        return [_dead_letter(p, *entry) for entry in reply]
+        return [_dead_letter(partition, *entry) for entry in reply]
 
-    return Call(("XREVRANGE", keys.dead(p), "+", "-", "COUNT", limit), parse)
+    return Call(("XREVRANGE", keys.dead(partition), "+", "-", "COUNT", limit), parse)
 
 
 def dead_letter(keys: Keys, letter_id: str) -> Call[DeadLetter]:
@@ -79,14 +79,14 @@ def dead_letter(keys: Keys, letter_id: str) -> Call[DeadLetter]:
     Raises:
         InvalidRequest: It is no id of a letter.
     """
-    p, entry_id = letter_place(keys, letter_id)
+    partition, entry_id = letter_place(keys, letter_id)
 
     def parse(reply: Any) -> DeadLetter:
         if not reply:
             raise _missing(letter_id)
-        return _dead_letter(p, *reply[0])
+        return _dead_letter(partition, *reply[0])
 
-    return Call(("XRANGE", keys.dead(p), entry_id, entry_id), parse)
+    return Call(("XRANGE", keys.dead(partition), entry_id, entry_id), parse)
 
 
 def dead_retry(keys: Keys, letter_id: str) -> Call[JobRef]:
@@ -102,7 +102,7 @@ def dead_retry(keys: Keys, letter_id: str) -> Call[JobRef]:
     Raises:
         InvalidRequest: It is no id of a letter.
     """
-    p, entry_id = letter_place(keys, letter_id)
+    partition, entry_id = letter_place(keys, letter_id)
 
     def parse(reply: Any) -> JobRef:
         match reply:
@@ -116,7 +116,7 @@ def dead_retry(keys: Keys, letter_id: str) -> Call[JobRef]:
             case _:
                 raise RecordInvalid(f"dead letter {letter_id} holds no job that could be tried")
 
-    return Call(function_call("dead_retry", keys.prefix(p), entry_id), parse)
+    return Call(function_call("dead_retry", keys.prefix(partition), entry_id), parse)
 
 
 def dead_drop(keys: Keys, letter_id: str) -> Call[None]:
@@ -128,13 +128,13 @@ def dead_drop(keys: Keys, letter_id: str) -> Call[None]:
     Raises:
         InvalidRequest: It is no id of a letter.
     """
-    p, entry_id = letter_place(keys, letter_id)
+    partition, entry_id = letter_place(keys, letter_id)
 
     def parse(reply: Any) -> None:
         if reply[0] == b"MISSING":
             raise _missing(letter_id)
 
-    return Call(function_call("dead_drop", keys.prefix(p), entry_id), parse)
+    return Call(function_call("dead_drop", keys.prefix(partition), entry_id), parse)
 
 
 def _missing(letter_id: str) -> InvalidRequest:

@@ -1,7 +1,7 @@
 """Every command that thinkstream sends to Redis, as typed builders of ``Call``.
 
 Writing is done by the functions library in ``lua/``, and by nothing else. Each builder belongs to one
-partition ``p``, or to one job, whose partition ``Keys`` knows; loops over partitions are the callers'.
+partition, or to one job, whose partition ``Keys`` knows; loops over partitions are the callers'.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,30 +74,11 @@ def submit(
     Raises:
         InvalidRequest: A name, the priority or a time is outside its range.
     """
-    check_name("tenant", ref.tenant)
-    check_name("job_id", ref.job_id)
+    _check_names(ref, request.tags, batch)
     _check_range("priority", priority, 0, len(PRIORITIES) - 1)
     _check_range("result_ttl_ms", result_ttl_ms, 1, MAX_RESULT_TTL_MS)
     if deadline_ms is not None:
         _check_range("deadline_ms", deadline_ms, -MAX_DEADLINE_MS, MAX_DEADLINE_MS)
-    for tag in request.tags:
-        check_name("tags", tag)
-    if batch is not None:
-        check_name("batch", batch)
-
-    def parse(reply: Any) -> Submitted:
-        match reply:
-            case [b"OK" | b"EXISTS" as code, status]:
-                return Submitted(created=code == b"OK", status=JobStatus(status.decode()))
-            case [b"CONFLICT"]:
-                raise Conflict(ref.job_id)
-            case [b"FULL", cap, retry_ms]:
-                raise QueueFull(cap.decode(), retry_ms)
-            case [b"DEADLINE"]:
-                raise InvalidRequest("deadline_ms", deadline_ms, "a time to come")
-            case _:
-                raise RecordInvalid(f"submit of job {ref.job_id}: unknown reply")
-
     args = function_call(
         "submit",
         keys.prefix(keys.partition_of(ref)),
@@ -112,7 +94,7 @@ def submit(
         batch or "",
         *dict.fromkeys(request.tags),
     )
-    return Call(args, parse)
+    return Call(args, lambda reply: _submitted(reply, ref, deadline_ms))
 
 
 def cancel(keys: Keys, ref: JobRef) -> Call[JobStatus]:
@@ -161,6 +143,29 @@ def durable(
         return bool(on_disk >= num_local and on_replicas >= num_replicas)
 
     return Call(("WAITAOF", num_local, num_replicas, timeout_ms), parse, key)
+
+
+def _submitted(reply: Any, ref: JobRef, deadline_ms: int | None) -> Submitted:
+    match reply:
+        case [b"OK" | b"EXISTS" as code, status]:
+            return Submitted(created=code == b"OK", status=JobStatus(status.decode()))
+        case [b"CONFLICT"]:
+            raise Conflict(ref.job_id)
+        case [b"FULL", cap, retry_ms]:
+            raise QueueFull(cap.decode(), retry_ms)
+        case [b"DEADLINE"]:
+            raise InvalidRequest("deadline_ms", deadline_ms, "a time to come")
+        case _:
+            raise RecordInvalid(f"submit of job {ref.job_id}: unknown reply")
+
+
+def _check_names(ref: JobRef, tags: Sequence[str], batch: str | None) -> None:
+    check_name("tenant", ref.tenant)
+    check_name("job_id", ref.job_id)
+    for tag in tags:
+        check_name("tags", tag)
+    if batch is not None:
+        check_name("batch", batch)
 
 
 def _unless_missing(ref: JobRef, reply: Any) -> list[Any]:

@@ -142,7 +142,7 @@ def job_status(keys: Keys, ref: JobRef) -> Call[JobStatus]:
 
 
 def list_jobs(
-    keys: Keys, p: int, tenant: str, *, tag: str | None = None, limit: int = 100
+    keys: Keys, partition: int, tenant: str, *, tag: str | None = None, limit: int = 100
 ) -> Call[list[JobSummary]]:
     """Lists a tenant's jobs of one partition, those with a tag where one is given, newest first.
 
@@ -155,7 +155,7 @@ def list_jobs(
     def parse(reply: Any) -> list[JobSummary]:
         return [_job_summary(tenant, row) for row in reply]
 
-    return Call(function_call("list", keys.prefix(p), tenant, tag or "", max(1, limit)), parse)
+    return Call(function_call("list", keys.prefix(partition), tenant, tag or "", max(1, limit)), parse)
 
 
 def read_results(

@@ -88,12 +88,12 @@ class StepReply(enum.Enum):
 
     OK = 1
     CAS = -1  #: the stream is not as long as expected: read it
-    SEALED = -2  #: the job is not this session's any more: ended, or taken over
+    NOT_OURS = -2  #: the job is not this session's any more: it has ended, or another has it
 
 
 def hello(
     keys: Keys,
-    p: int,
+    partition: int,
     session: SessionId,
     nonce: str,
     *,
@@ -108,13 +108,13 @@ def hello(
         Fenced: The name is another incarnation's.
     """
     pairs = [part for pair in info.items() for part in pair]
-    args = function_call("hello", keys.prefix(p), session, nonce, replica, slots, lease_ms, *pairs)
+    args = function_call("hello", keys.prefix(partition), session, nonce, replica, slots, lease_ms, *pairs)
     return Call(args, _nothing)
 
 
 def beat(
     keys: Keys,
-    p: int,
+    partition: int,
     session: SessionId,
     nonce: str,
     *,
@@ -126,7 +126,7 @@ def beat(
 
     Args:
         keys: Names of the keys.
-        p: The partition.
+        partition: The partition.
         session: Who beats.
         nonce: What only that session knows.
         draining: Whether it takes no more jobs.
@@ -138,7 +138,7 @@ def beat(
     """
     pairs = [part for pair in (info or {}).items() for part in pair]
     member = _member(alone) if alone else ""
-    args = function_call("beat", keys.prefix(p), session, nonce, int(draining), member, *pairs)
+    args = function_call("beat", keys.prefix(partition), session, nonce, int(draining), member, *pairs)
 
     def parse(reply: Any) -> dict[JobRef, int]:
         owned = _unless_fenced(reply)[1]
@@ -147,8 +147,8 @@ def beat(
     return Call(args, parse)
 
 
-def claim(keys: Keys, p: int, session: SessionId, k: int) -> Call[list[Claimed]]:
-    """Makes the session the owner of the next jobs, up to ``k`` and to its free slots.
+def claim(keys: Keys, partition: int, session: SessionId, num_jobs: int) -> Call[list[Claimed]]:
+    """Makes the session the owner of the next jobs, up to ``num_jobs`` and to its free slots.
 
     The call returns none for a session that drains, and raises:
         Fenced: Redis does not know the session, or its lease is over.
@@ -158,18 +158,18 @@ def claim(keys: Keys, p: int, session: SessionId, k: int) -> Call[list[Claimed]]
         rows: list[Any] = _unless_fenced(reply)[2:]
         return [_claimed(row, claimed_ms=reply[1]) for row in rows]
 
-    return Call(function_call("claim", keys.prefix(p), session, k), parse)
+    return Call(function_call("claim", keys.prefix(partition), session, num_jobs), parse)
 
 
 def step(
-    keys: Keys, p: int, session: SessionId, nonce: str, rows: Sequence[StepRow]
+    keys: Keys, partition: int, session: SessionId, nonce: str, rows: Sequence[StepRow]
 ) -> Call[list[StepReply]]:
     """Appends one entry per job and renews the lease. Each row is taken or refused by itself.
 
     The call raises:
         Fenced: Redis does not know this session.
     """
-    args: list[str | bytes | int] = ["FCALL", "ts1_step", 1, keys.prefix(p), session, nonce]
+    args: list[str | bytes | int] = ["FCALL", "ts1_step", 1, keys.prefix(partition), session, nonce]
     for (tenant, job_id), expected_len, entry, mk, grain in rows:
         # With one marker and a grain of one the length is the next index; that goes the shorter way.
         length = expected_len if mk == grain == 1 else f"{expected_len}:{mk}:{grain}"
@@ -186,7 +186,7 @@ def step(
 
 
 def finish(
-    keys: Keys, p: int, session: SessionId, nonce: str, rows: Sequence[FinishRow]
+    keys: Keys, partition: int, session: SessionId, nonce: str, rows: Sequence[FinishRow]
 ) -> Call[list[StepReply]]:
     """Ends jobs: last entry, terminal, status, and the session owns them no longer.
 
@@ -194,7 +194,7 @@ def finish(
         Fenced: Redis does not know this session.
         RecordInvalid: A row's number of tokens does not fit its stream; then no row was taken.
     """
-    args: list[str | bytes | int] = ["FCALL", "ts1_finish", 1, keys.prefix(p), session, nonce]
+    args: list[str | bytes | int] = ["FCALL", "ts1_finish", 1, keys.prefix(partition), session, nonce]
     for row in rows:
         args += (_member(row.ref), row.expected_len, row.last_entry or b"", row.terminal)
         args += (row.reason.value, row.num_tokens, row.cost)
@@ -212,7 +212,7 @@ def finish(
 
 def fail(
     keys: Keys,
-    p: int,
+    partition: int,
     session: SessionId,
     nonce: str,
     ref: JobRef,
@@ -226,11 +226,11 @@ def fail(
         Fenced: Redis does not know this session.
     """
     packed = encode_failure(failure)
-    args = function_call("fail", keys.prefix(p), session, nonce, _member(ref), packed, int(retry))
+    args = function_call("fail", keys.prefix(partition), session, nonce, _member(ref), packed, int(retry))
     return Call(args, _first_reply)
 
 
-def release(keys: Keys, p: int, session: SessionId, nonce: str, refs: Iterable[JobRef]) -> Call[int]:
+def release(keys: Keys, partition: int, session: SessionId, nonce: str, refs: Iterable[JobRef]) -> Call[int]:
     """Puts jobs back into line, before those that never ran; counts no attempt.
 
     The call returns how many the session owned, and raises:
@@ -241,25 +241,29 @@ def release(keys: Keys, p: int, session: SessionId, nonce: str, refs: Iterable[J
         return int(_unless_fenced(reply)[1])
 
     members = [_member(ref) for ref in refs]
-    return Call(function_call("release", keys.prefix(p), session, nonce, *members), parse)
+    return Call(function_call("release", keys.prefix(partition), session, nonce, *members), parse)
 
 
-def note(keys: Keys, p: int, session: SessionId, nonce: str, ref: JobRef, text: str) -> Call[StepReply]:
+def note(
+    keys: Keys, partition: int, session: SessionId, nonce: str, ref: JobRef, text: str
+) -> Call[StepReply]:
     """Leaves the owner's note at a job, for ``inspect``: the sampling as resolved, as JSON.
 
     The call raises:
         Fenced: Redis does not know this session.
     """
-    return Call(function_call("note", keys.prefix(p), session, nonce, _member(ref), text), _first_reply)
+    return Call(
+        function_call("note", keys.prefix(partition), session, nonce, _member(ref), text), _first_reply
+    )
 
 
-def bye(keys: Keys, p: int, session: SessionId, nonce: str) -> Call[None]:
+def bye(keys: Keys, partition: int, session: SessionId, nonce: str) -> Call[None]:
     """Ends a session; what it still owns is released.
 
     The call raises:
         Fenced: Redis does not know this session.
     """
-    return Call(function_call("bye", keys.prefix(p), session, nonce), _nothing)
+    return Call(function_call("bye", keys.prefix(partition), session, nonce), _nothing)
 
 
 def _member(ref: JobRef) -> str:

@@ -138,26 +138,26 @@ class Event:
     session: SessionId | None
 
 
-def tenants(keys: Keys, p: int) -> Call[list[TenantInfo]]:
+def tenants(keys: Keys, partition: int) -> Call[list[TenantInfo]]:
     """Lists the tenants that have settings or jobs."""
 
     def parse(reply: Any) -> list[TenantInfo]:
         settings, usage = (_by_tenant(pairs) for pairs in reply)
         return [_tenant(name, settings, usage) for name in sorted(settings.keys() | usage.keys())]
 
-    return Call(function_call("tenants", keys.prefix(p)), parse)
+    return Call(function_call("tenants", keys.prefix(partition)), parse)
 
 
-def sessions(keys: Keys, p: int) -> Call[list[SessionInfo]]:
+def sessions(keys: Keys, partition: int) -> Call[list[SessionInfo]]:
     """Lists the sessions that were not reaped, those whose lease is over among them."""
 
     def parse(reply: Any) -> list[SessionInfo]:
         return [_session(*row) for row in reply]
 
-    return Call(function_call("sessions", keys.prefix(p)), parse)
+    return Call(function_call("sessions", keys.prefix(partition)), parse)
 
 
-def backlog(keys: Keys, p: int) -> Call[Backlog]:
+def backlog(keys: Keys, partition: int) -> Call[Backlog]:
     """Counts what waits and runs."""
 
     def parse(reply: Any) -> Backlog:
@@ -170,17 +170,17 @@ def backlog(keys: Keys, p: int) -> Call[Backlog]:
                 classes[priority] = ClassBacklog(again=num_jobs, by_tenant={})
         return Backlog(classes=classes, running=running, retrying=retrying, dead=int(dead))
 
-    return Call(function_call("backlog", keys.prefix(p)), parse)
+    return Call(function_call("backlog", keys.prefix(partition)), parse)
 
 
 def read_events(
-    keys: Keys, p: int, after: str, *, block_ms: int | None = None, count: int = 1000
+    keys: Keys, partition: int, after: str, *, block_ms: int | None = None, count: int = 1000
 ) -> Call[list[Event]]:
     """Reads what happened after an entry id, ``$`` for what comes from now on.
 
     Args:
         keys: Names of the keys.
-        p: The partition.
+        partition: The partition.
         after: The id.
         block_ms: How long to wait for the first event, at least 1; None does not wait.
         count: Events at most.
@@ -192,7 +192,7 @@ def read_events(
             _event(entry_id, _pairs(fields)) for _, entries in reply or () for entry_id, fields in entries
         ]
 
-    return Call(("XREAD", "COUNT", count, *block, "STREAMS", keys.events(p), after), parse)
+    return Call(("XREAD", "COUNT", count, *block, "STREAMS", keys.events(partition), after), parse)
 
 
 def _pairs(flat: Any) -> dict[str, bytes]:

@@ -73,3 +73,19 @@ def test_drop_removes_the_letter_alone(command: Command, dead: str, client: Clie
 def test_letters_that_are_none(command: Command, client: Client, name: str, letter: str) -> None:
     client.connect()
     assert "letter: got" in command("dead", name, letter).refused(2)
+
+
+def test_letters_of_every_partition(command: Command, redis_url: str) -> None:
+    settings = RedisSettings(redis_url, num_partitions=4)
+    keys = settings.keys
+    ref = next(ref for ref in (JobRef("small", f"j{i}") for i in range(100)) if keys.partition_of(ref) == 3)
+    with Client(settings=settings) as client:
+        client.submit("capital?", id=ref.job_id, tenant=ref.tenant)
+    connection = Connection(settings)
+    connection.run(functions.hello(keys, 3, SESSION, "n", replica="bad", slots=1, lease_ms=60_000, info={}))
+    connection.run(functions.claim(keys, 3, SESSION, 1))
+    connection.run(functions.fail(keys, 3, SESSION, "n", ref, failure=FAILURE, retry=False))
+    connection.close()
+    (told,) = command("dead", "list", "--json").json
+    assert told["id"] == ref.job_id
+    assert command("dead", "drop", told["letter"]).code == 0

@@ -16,11 +16,12 @@ from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import BatchEnd, FinishRow, StepReply
-from thinkstream_client.records import Finish, FinishReason, JobFailure, JobRef, Request, SessionId
+from thinkstream_client.records import Finish, FinishReason, JobFailure, JobRef, JobStatus, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 KEYS, BATCH = Keys(), "b"
 FAILURE = JobFailure(code="JobFailed", message="no")
+ENDS = (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED)
 
 
 class Partition:
@@ -203,7 +204,7 @@ def test_one_end_whatever_happens(partition: Partition, seed: int) -> None:
     assert ended is not None and sum(ended) == 60
     found = [partition.run(functions.job_status(KEYS, ref)) for ref in refs]
     assert all(status.is_terminal for status in found)
-    assert [found.count(status) for status in ("done", "failed", "cancelled", "expired")] == list(ended)
+    assert [found.count(status) for status in ENDS] == list(ended)
 
 
 def _retries(partition: Partition) -> list[str]:

@@ -28,7 +28,7 @@ from thinkstream_client.records import (
 )
 
 KEYS = Keys()
-OK, CAS, SEALED = StepReply.OK, StepReply.CAS, StepReply.SEALED
+OK, CAS, NOT_OURS = StepReply.OK, StepReply.CAS, StepReply.NOT_OURS
 FAILURE = JobFailure(code="StepFailed", message="")
 Make = Callable[[SessionId, str, Claimed], "Call[Any]"]
 
@@ -139,14 +139,14 @@ def test_a_delayed_step_of_the_same_session_comes_after_release_and_claim(partit
 def test_a_foreign_entry_of_a_high_id_stops_its_own_row(partition: Partition) -> None:
     session, claimed = partition.job()
     partition.raw.xadd(KEYS.out(claimed.ref), {"x": "y"}, id="99-0")
-    assert partition.run(step(session, "n", claimed, 2)) == [SEALED]
+    assert partition.run(step(session, "n", claimed, 2)) == [NOT_OURS]
 
 
 def test_an_end_of_a_job_that_was_given_back(partition: Partition) -> None:
     session, claimed = partition.job()
     partition.run(functions.release(KEYS, 0, session, "n", [claimed.ref]))
     before = partition.contents()
-    assert partition.run(finish(session, "n", claimed)) == [SEALED]
+    assert partition.run(finish(session, "n", claimed)) == [NOT_OURS]
     assert partition.contents() == before
 
 
@@ -163,7 +163,7 @@ def test_an_end_of_a_job_whose_hash_is_gone(partition: Partition, name: str) -> 
     session, claimed = partition.job()
     partition.raw.delete(KEYS.job(claimed.ref))
     reply: Any = partition.run(CALLS[name](session, "n", claimed))
-    assert reply in (SEALED, [SEALED])
+    assert reply in (NOT_OURS, [NOT_OURS])
 
 
 @pytest.mark.parametrize("name", ["fail", "release", "note"])
@@ -171,7 +171,7 @@ def test_a_session_does_nothing_to_another_ones_job(partition: Partition, name: 
     _, claimed = partition.job()
     other = partition.hello("other")
     before = partition.contents()
-    assert partition.run(CALLS[name](other, "n", claimed)) in (0, SEALED)
+    assert partition.run(CALLS[name](other, "n", claimed)) in (0, NOT_OURS)
     assert partition.contents() == before
 
 

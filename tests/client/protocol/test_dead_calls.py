@@ -103,7 +103,7 @@ def test_what_has_expired_begins_anew(partition: Partition, lose: Callable[[Any]
     lose(partition.raw)
     partition.run(functions.dead_retry(KEYS, partition.letter))
     (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
-    assert (one.n, one.mk, one.priority) == (0, 1, 2)
+    assert (one.n, one.mk, partition.run(functions.job_info(KEYS, REF)).priority) == (0, 1, 2)
     assert partition.ids() == ["0-1"]
     assert [job.ref for job in partition.run(functions.list_jobs(KEYS, 0, "a", tag="u"))] == [REF]
 

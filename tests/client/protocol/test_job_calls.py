@@ -6,7 +6,7 @@ import time
 
 import pytest
 import redis
-from tests.support.queue import KEYS, SEALED, Queue
+from tests.support.queue import KEYS, NOT_OURS, Queue
 
 from thinkstream_client.errors import (
     Conflict,
@@ -61,7 +61,7 @@ def test_cancel_seals_at_once(queue: Queue) -> None:
         assert queue.run(functions.cancel(KEYS, ref)) is JobStatus.CANCELLED
     assert queue.kinds(running) == [1, (1, 5), "cancelled"]
     assert queue.end_of(running).num_tokens == 1
-    assert queue.step(session, running, 2, 6) is SEALED
+    assert queue.step(session, running, 2, 6) is NOT_OURS
     with pytest.raises(redis.ResponseError, match=r"equal or smaller|exhausted"):
         queue.raw.xadd(KEYS.out(running), {"t": b"x"}, id="9-0")
     assert queue.claim(session) == []
@@ -83,7 +83,7 @@ def test_deadline(queue: Queue) -> None:
     assert queue.end_of(waiting).reason is FinishReason.EXPIRED
     assert queue.run(functions.sweep(KEYS, 0)).expired == 1
     assert queue.kinds(running) == [1, "expired"]
-    assert queue.step(session, running, 1, 5) is SEALED
+    assert queue.step(session, running, 1, 5) is NOT_OURS
 
 
 def test_caps_of_a_tenant(queue: Queue) -> None:

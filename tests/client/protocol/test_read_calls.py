@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.queue import KEYS, OK, SEALED, Queue
+from tests.support.queue import KEYS, NOT_OURS, OK, Queue
 
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.records import (
@@ -27,8 +27,8 @@ def test_life_of_a_job(queue: Queue) -> None:
     info = queue.info(ref)
     assert (info.status, info.reason, info.n) == (JobStatus.DONE, FinishReason.STOP, 5)
     assert (info.payload, info.owner, info.tags) == (None, None, ("night", "x"))
-    assert queue.step(session, ref, 5, 1, 2) is SEALED
-    assert queue.finish(session, ref, 3, 5, [9]) is SEALED
+    assert queue.step(session, ref, 5, 1, 2) is NOT_OURS
+    assert queue.finish(session, ref, 3, 5, [9]) is NOT_OURS
     assert queue.run(functions.beat(KEYS, 0, session, "n")) == {}
     assert queue.run(functions.job_status(KEYS, ref)) is JobStatus.DONE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.support.queue import CAS, FAILURE, KEYS, OK, SEALED, Queue
+from tests.support.queue import CAS, FAILURE, KEYS, NOT_OURS, OK, Queue
 
 from thinkstream_client.errors import (
     Fenced,
@@ -42,7 +42,7 @@ def test_rows_stand_by_themselves(queue: Queue) -> None:
     entry = wire.encode_entry([1], 0, "")
     lengths = (1, 1, 7)
     rows = [StepRow(ref, length, entry, 1, 1) for ref, length in zip(refs, lengths, strict=True)]
-    assert queue.run(functions.step(KEYS, 0, session, "n", rows)) == [OK, SEALED, CAS]
+    assert queue.run(functions.step(KEYS, 0, session, "n", rows)) == [OK, NOT_OURS, CAS]
     assert queue.run(functions.step(KEYS, 0, session, "n", [])) == []
 
 
@@ -102,7 +102,7 @@ def test_half_a_grain_is_computed_again(queue: Queue) -> None:
     other = queue.hello("other")
     (claimed,) = queue.claim(other)
     assert (claimed.n, claimed.mk, queue.info(ref).attempts) == (4, 2, 0)
-    assert queue.step(session, ref, 2, 5, 6, 7, 8) is SEALED
+    assert queue.step(session, ref, 2, 5, 6, 7, 8) is NOT_OURS
     assert queue.step(other, ref, 3, 5, 6, 7, 8, mk=2) is OK
     assert queue.kinds(ref) == [1, (4, 1, 2, 3, 4), 2, (8, 5, 6, 7, 8)]
 
@@ -125,7 +125,7 @@ def test_failing_and_trying_again(queue: Queue) -> None:
     (letter,) = queue.run(functions.dead_letters(KEYS, 0))
     assert (letter.ref, letter.attempts, letter.failure) == (ref, 3, FAILURE)
     assert wire.decode_request(letter.payload).prompt == "hi"
-    assert queue.fail(session, ref, retry=True) is SEALED
+    assert queue.fail(session, ref, retry=True) is NOT_OURS
 
 
 def test_failing_for_good(queue: Queue) -> None:
@@ -135,4 +135,4 @@ def test_failing_for_good(queue: Queue) -> None:
     assert queue.fail(session, ref, retry=False) is OK
     info = queue.info(ref)
     assert (info.status, info.failure, info.note) == (JobStatus.FAILED, FAILURE, '{"top_k": 5}')
-    assert queue.run(functions.note(KEYS, 0, session, "n", ref, "{}")) is SEALED
+    assert queue.run(functions.note(KEYS, 0, session, "n", ref, "{}")) is NOT_OURS
