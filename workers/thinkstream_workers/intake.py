@@ -22,7 +22,7 @@ from thinkstream_client.errors import (
 )
 from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import FinishReason, JobFailure, Request
+from thinkstream_client.records import FinishReason, JobFailure, JobRef, Request
 from thinkstream_model.generation import GenerationDefaults
 
 from .failures import failure_of
@@ -32,12 +32,12 @@ from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Submit
 from .publication import IncrementalText, Publication
 from .resolve import Limits, check_prompt, resolve, sampling_note
-from .sampling import ResolvedSampling
 from .session import Session
 
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
+_MAX_NOTES = 64
 
 
 class Text(Protocol):
@@ -109,6 +109,7 @@ class Intake:
         self._inbox = inbox
         self._outbox = outbox
         self._arrivals: queue.SimpleQueue[tuple[JobKey, Claimed | None]] = queue.SimpleQueue()
+        self._notes: dict[JobRef, str] = {}  # of jobs taken up, sent when nothing waits: none waits for them
         self._stopping = threading.Event()
 
     def adopt(self, key: JobKey, claimed: Claimed | None = None) -> None:
@@ -133,6 +134,8 @@ class Intake:
         except queue.Empty:
             return False
         self._take_up(key, claimed)
+        if self._notes and (self._arrivals.empty() or len(self._notes) >= _MAX_NOTES):
+            self._send_notes()
         return True
 
     def stop(self) -> None:
@@ -218,14 +221,15 @@ class Intake:
                 alone=arrival.suspect,
             )
         )
-        self._note(key, sampling)
+        self._notes[key.ref] = sampling_note(sampling)
 
-    def _note(self, key: JobKey, sampling: ResolvedSampling) -> None:
-        """Says at the job how its sampling was resolved; a job is not held up if that fails."""
+    def _send_notes(self) -> None:
+        """Says at the jobs how their sampling was resolved; nothing is held up if that fails."""
+        notes, self._notes = self._notes, {}
         try:
-            self._session.note(key.ref, sampling_note(sampling))
+            self._session.note(notes)
         except (ServiceError, Fenced) as error:
-            logger.info("job %s has no note: %s", key.ref.job_id, error)
+            logger.info("%d jobs have no note: %s", len(notes), error)
 
     def _encode(self, request: Request) -> tuple[int, ...]:
         if request.token_ids is not None:

@@ -155,10 +155,14 @@ class Session:
             functions.fail(self._keys, partition, self._id, self._nonce, ref, failure=failure, retry=retry)
         )
 
-    def note(self, ref: JobRef, text: str) -> None:
-        """Leaves a note at a job that the session owns, for whoever inspects it."""
-        partition = self._keys.partition_of(ref)
-        self._run(functions.note(self._keys, partition, self._id, self._nonce, ref, text))
+    def note(self, texts: Mapping[JobRef, str]) -> None:
+        """Leaves a note at each job, for whoever inspects it; those of others keep theirs."""
+        self._run_each(
+            [
+                functions.note(self._keys, self._keys.partition_of(ref), self._id, self._nonce, ref, text)
+                for ref, text in texts.items()
+            ]
+        )
 
     def close(self, owned: Iterable[JobRef]) -> None:
         """Gives back all jobs, counting no attempt, and ends the session."""
