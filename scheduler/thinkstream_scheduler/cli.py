@@ -6,6 +6,7 @@ become a line and a code where all commands are run.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,20 @@ from thinkstream_client.discovery import read_state
 if TYPE_CHECKING:
     from .serve import UpOptions
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", re.IGNORECASE)
 _EXIT_JOB = 3  # what the command line gives for a job that ended without what was asked for
+
+
+def num_bytes(text: str) -> int:
+    """Reads a size: a number and B, KiB, MiB, GiB or TiB; bare numbers are bytes.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"got {text!r}, allowed: a number and KiB, MiB, GiB or TiB, as in 8GiB")
+    return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
 
 
 def register(app: typer.Typer) -> None:
@@ -57,6 +71,29 @@ def up(
     max_context: Annotated[
         int | None, typer.Option(min=2, help="Tokens of prompt and result; default: the model's limit.")
     ] = None,
+    kv_memory: Annotated[
+        int | None,
+        typer.Option(
+            parser=num_bytes,
+            metavar="SIZE",
+            help="Memory of a replica for keys and values, as in 8GiB; default: what is free on a GPU, "
+            "a quarter of it on a CPU.",
+        ),
+    ] = None,
+    lease: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Seconds that a replica may be silent before others get its jobs; a step must take "
+            "less than half of it.",
+        ),
+    ] = 5.0,
+    step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of one step, at least the slots; default: what a lease has room for."
+        ),
+    ] = None,
     namespace: Annotated[str, typer.Option(help="First part of every key; one serves one model.")] = "ts",
     drain: Annotated[float, typer.Option(min=0, help="Seconds that running jobs get at the end.")] = 10.0,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background.")] = False,
@@ -79,6 +116,9 @@ def up(
         device=device,
         dtype=dtype,
         max_context=max_context,
+        kv_memory_bytes=kv_memory,
+        lease_ms=round(lease * 1e3),
+        step_tokens=step_tokens,
         drain_timeout_s=drain,
     )
     if detach:

@@ -53,7 +53,12 @@ def run_demo() -> bool:
         redis = RedisSettings(url=server.url)
         options = ServiceOptions(
             redis=redis,
-            replica=ReplicaConfig(redis=redis, model="demo", num_threads=replica_threads(_NUM_REPLICAS)),
+            replica=ReplicaConfig(
+                redis=redis,
+                model="demo",
+                num_threads=replica_threads(_NUM_REPLICAS),
+                machine_share=1.0 / _NUM_REPLICAS,
+            ),
             num_replicas=_NUM_REPLICAS,
             show_logs=False,
         )

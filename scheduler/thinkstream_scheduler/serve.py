@@ -54,6 +54,9 @@ class UpOptions:
         device: Where the model runs.
         dtype: Type of the weights; None is float32 on a CPU, else the checkpoint's own.
         max_context: Tokens of prompt and result together; None is the model's own limit.
+        kv_memory_bytes: Memory of one replica for keys and values; None leaves the choice to the replica.
+        lease_ms: How long a replica may be silent before its jobs go to others.
+        step_tokens: Tokens of one step; None leaves the choice to the replica.
         drain_timeout_s: How long running jobs may go on once a signal has come.
     """
 
@@ -67,6 +70,9 @@ class UpOptions:
     device: str = "cpu"
     dtype: str | None = None
     max_context: int | None = None
+    kv_memory_bytes: int | None = None
+    lease_ms: int = 5_000
+    step_tokens: int | None = None
     drain_timeout_s: float = 10.0
 
 
@@ -97,7 +103,7 @@ def serve(options: UpOptions, announce: Callable[[], None]) -> None:
         names = ray_namespace(redis, service_id)
         if (former.ray_address, former.ray_namespace) != (options.ray_address or "", names):
             end_remote_actors(former)
-        launch = _service_options(replace(options, model=model), redis, service_id)
+        launch = service_options(replace(options, model=model), redis, service_id)
         service = start_service(launch, signals.check)
         cleanup.callback(remove_state)
         cleanup.callback(service.stop, drain_timeout_s=options.drain_timeout_s)
@@ -167,8 +173,18 @@ def _service_id() -> str:
     return path.read_text()
 
 
-def _service_options(options: UpOptions, redis: RedisSettings, service_id: str) -> ServiceOptions:
-    is_local_cpu = options.device == "cpu" and options.ray_address is None
+def service_options(options: UpOptions, redis: RedisSettings, service_id: str) -> ServiceOptions:
+    """What is started for what `up` was asked for.
+
+    Args:
+        options: What it was asked for; the model as actors can find it.
+        redis: The server and the namespace.
+        service_id: What tells this service from others.
+
+    Raises:
+        ConfigError: A value is outside its range.
+    """
+    is_local_cpu = options.device.partition(":")[0] == "cpu" and options.ray_address is None
     replica = ReplicaConfig(
         redis=redis,
         model=options.model,
@@ -176,6 +192,10 @@ def _service_options(options: UpOptions, redis: RedisSettings, service_id: str) 
         device=options.device,
         dtype=options.dtype,
         max_context=options.max_context,
+        kv_memory_bytes=options.kv_memory_bytes,
+        lease_ms=options.lease_ms,
+        step_tokens=options.step_tokens,
+        machine_share=1.0 / options.num_replicas,
         num_threads=replica_threads(options.num_replicas) if is_local_cpu else None,
     )
     return ServiceOptions(

@@ -14,7 +14,10 @@ import pytest
 
 from thinkstream_client.cli import app
 from thinkstream_client.discovery import ProcessMark, ServiceState, read_state, write_state
-from thinkstream_scheduler import detached, processes
+from thinkstream_client.settings import RedisSettings
+from thinkstream_scheduler import detached, processes, serve
+from thinkstream_scheduler.cli import num_bytes
+from thinkstream_scheduler.serve import UpOptions
 
 UNREACHABLE = "redis://127.0.0.1:1"
 
@@ -91,6 +94,38 @@ def test_what_is_wrong_is_one_line_and_a_code(
     assert ended.code == code
     assert re.search(message, ended.err)
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("64KiB", 65_536), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("1TiB", 1 << 40), ("7B", 7)],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert num_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1 PiB", "GiB"])
+def test_what_is_no_size_is_one_line(command: Command, text: str) -> None:
+    ended = command("up", "--kv-memory", text)
+    assert ended.code == 2
+    assert f"got {text!r}, allowed: a number and KiB" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_the_options_of_replicas_reach_them(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[UpOptions] = []
+
+    def record(options: UpOptions, announce: Callable[[], None]) -> None:
+        del announce
+        asked.append(options)
+
+    monkeypatch.setattr(serve, "serve", record)
+    command("up", "--kv-memory", "2GiB", "--lease", "30", "--step-tokens", "64", "--replicas", "2")
+    (options,) = asked
+    assert (options.kv_memory_bytes, options.lease_ms, options.step_tokens) == (2 << 30, 30_000, 64)
+    replica = serve.service_options(options, RedisSettings(UNREACHABLE), "f00d").replica
+    assert (replica.kv_memory_bytes, replica.lease_ms, replica.step_tokens) == (2 << 30, 30_000, 64)
+    assert replica.machine_share == 0.5
 
 
 def test_an_evicting_server_is_refused(command: Command, redis_url: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from thinkstream_client.errors import ConfigError
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_workers import host_memory
 from thinkstream_workers.build import build_engine
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.engine_config import EngineConfig
@@ -38,7 +40,20 @@ def test_blocks_are_counted_or_bought(thinker: Thinker) -> None:
     assert engine_of(thinker, EngineConfig(num_blocks=20)).load.num_blocks == 20
     bought = EngineConfig(kv_memory_bytes=8 * 40 * TOKEN_BYTES + 1, block_size=8)
     assert engine_of(thinker, bought).load.num_blocks == 40
-    assert engine_of(thinker, EngineConfig()).load.num_blocks == (64 << 20) // (16 * TOKEN_BYTES)
+
+
+def test_a_cpu_gives_a_share_of_what_is_free(thinker: Thinker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def num_blocks(free_bytes: int, **settings: Any) -> int:
+        monkeypatch.setattr(host_memory, "free_bytes", lambda: free_bytes)
+        return engine_of(thinker, EngineConfig(**settings)).load.num_blocks
+
+    least = (64 << 20) // (16 * TOKEN_BYTES)
+    assert num_blocks(0) == least
+    long = {"max_num_seqs": 8 * least, "max_num_batched_tokens": 8 * least}
+    assert num_blocks(512 << 20, **long) == 2 * least
+    assert num_blocks(1024 << 20, machine_share=0.5, **long) == 2 * least
+    assert num_blocks(1 << 40, max_num_seqs=least, max_num_batched_tokens=least) == least * 128 // 16
+    assert num_blocks(1 << 40, kv_memory_bytes=16 * TOKEN_BYTES) == 1
 
 
 def test_the_context_is_the_models_unless_less_was_asked_for(thinker: Thinker) -> None:

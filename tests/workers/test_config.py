@@ -19,7 +19,14 @@ def test_a_slot_is_a_sequence_and_steps_fit_the_device() -> None:
     assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (8, 512)
     assert ReplicaConfig(redis=REDIS, device="cuda").engine.max_num_batched_tokens == 2_048
     assert ReplicaConfig(redis=REDIS, slots=600).engine.max_num_batched_tokens == 600
-    assert ReplicaConfig(redis=REDIS, max_num_batched_tokens=64).engine.max_num_batched_tokens == 64
+    assert ReplicaConfig(redis=REDIS, step_tokens=64).engine.max_num_batched_tokens == 64
+
+
+def test_only_what_was_not_given_is_measured_and_only_on_a_cpu() -> None:
+    assert ReplicaConfig(redis=REDIS).is_step_measured
+    assert ReplicaConfig(redis=REDIS, device="cpu:0").is_step_measured
+    assert not ReplicaConfig(redis=REDIS, step_tokens=64).is_step_measured
+    assert not ReplicaConfig(redis=REDIS, device="cuda").is_step_measured
 
 
 @pytest.mark.parametrize(
@@ -28,7 +35,7 @@ def test_a_slot_is_a_sequence_and_steps_fit_the_device() -> None:
         {"slots": 0},
         {"lease_ms": 10},
         {"max_context": 1},
-        {"slots": 32, "max_num_batched_tokens": 31},
+        {"slots": 32, "step_tokens": 31},
         {"kv_memory_bytes": 0},
         {"num_threads": 0},
     ],

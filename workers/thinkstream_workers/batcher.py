@@ -53,6 +53,15 @@ class Batcher:
         self._num_preemptions = 0
         self._suspect_is_next = False
 
+    def limit_step(self, num_tokens: int) -> int:
+        """Has later steps take so many tokens at most; one per sequence is the least. Any thread may call it.
+
+        Returns:
+            The limit from now on.
+        """
+        self._max_num_batched_tokens = max(self._max_num_seqs, num_tokens)
+        return self._max_num_batched_tokens
+
     @property
     def has_work(self) -> bool:
         """Whether any sequence has not ended."""

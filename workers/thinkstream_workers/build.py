@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from thinkstream_client.errors import ConfigError
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.thinker import Thinker
 
+from . import host_memory
 from .batcher import Batcher
 from .block_manager import BlockManager
 from .engine import Engine
@@ -21,9 +23,11 @@ from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
-_CPU_KV_BYTES = 64 << 20
+_CPU_KV_MIN_BYTES = 64 << 20
+_CPU_KV_SHARE = 0.25
+"""Of what is free once the weights are there; the rest is for the activations and for other programs."""
 _GPU_KV_SHARE = 0.9
-"""Of what is free once the weights are there; the rest is for the activations of a step."""
+"""The same, where nobody else lives."""
 
 
 def build_engine(
@@ -81,13 +85,16 @@ def build_engine(
 
 
 def _affordable_blocks(thinker: Thinker, config: EngineConfig) -> int:
-    num_bytes = config.kv_memory_bytes
-    if num_bytes is None:
-        num_bytes = _CPU_KV_BYTES
-        if thinker.device.type == "cuda":
-            free_bytes, _ = torch.cuda.mem_get_info(thinker.device)
-            num_bytes = int(free_bytes * _GPU_KV_SHARE)
     block_bytes = KVCache.bytes_per_block(thinker.config, config.block_size, thinker.dtype)
+    num_bytes = config.kv_memory_bytes
+    if num_bytes is None and thinker.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(thinker.device)
+        num_bytes = int(free_bytes * _GPU_KV_SHARE)
+    elif num_bytes is None:
+        share_bytes = int(host_memory.free_bytes() * config.machine_share * _CPU_KV_SHARE)
+        context = min(config.max_context or math.inf, thinker.config.max_position_embeddings)
+        useful_bytes = config.max_num_seqs * math.ceil(context / config.block_size) * block_bytes
+        num_bytes = max(_CPU_KV_MIN_BYTES, min(share_bytes, useful_bytes))
     if num_bytes < block_bytes:
         raise ConfigError(
             f"kv_memory_bytes: got {num_bytes}, allowed: at least {block_bytes}, the size of one block"
@@ -105,6 +112,6 @@ def _max_context(thinker: Thinker, config: EngineConfig, num_kv_tokens: int) -> 
     if config.max_context > limit:
         raise ConfigError(
             f"max_context: got {config.max_context}, allowed: up to {limit} "
-            f"(the model's is {trained}, the KV cache holds {num_kv_tokens})"
+            f"(the model's is {trained}, the KV cache holds {num_kv_tokens}: give it more with --kv-memory)"
         )
     return config.max_context

@@ -25,9 +25,11 @@ class ReplicaConfig:
         slots: Jobs at once.
         lease_ms: How long the replica may be silent before its jobs go to others.
         max_context: Tokens of prompt and result together; None is the model's own limit.
-        max_num_batched_tokens: Tokens of one step, prefill and decode together; None is 512 on a CPU and
-            2048 elsewhere, or the slots where they are more.
+        step_tokens: Tokens of one step, prefill and decode together; None is 2048, or the slots where they
+            are more; on a CPU 512, and fewer where such a step would outlast a quarter of the lease.
         kv_memory_bytes: Memory for keys and values; None leaves the choice to the engine.
+        machine_share: Part of the machine's free memory from which the engine may choose: one half where two
+            replicas share a machine.
         num_threads: Threads of one arithmetic operation on the CPU; None is torch's choice.
 
     Raises:
@@ -42,8 +44,9 @@ class ReplicaConfig:
     slots: int = 32
     lease_ms: int = 5_000
     max_context: int | None = None
-    max_num_batched_tokens: int | None = None
+    step_tokens: int | None = None
     kv_memory_bytes: int | None = None
+    machine_share: float = 1.0
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +54,7 @@ class ReplicaConfig:
         _at_least("slots", self.slots, 1)
         _at_least("lease_ms", self.lease_ms, 100)
         _at_least("max_context", self.max_context, 2)
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.slots)
+        _at_least("step_tokens", self.step_tokens, self.slots)
         _at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
         _at_least("num_threads", self.num_threads, 1)
 
@@ -65,15 +68,25 @@ class ReplicaConfig:
         """The limits of the replica's engine: a slot is a sequence."""
         return EngineConfig(
             max_num_seqs=self.slots,
-            max_num_batched_tokens=self.max_num_batched_tokens or max(self.slots, self._usual_step_tokens),
+            max_num_batched_tokens=self.step_tokens or max(self.slots, self._usual_step_tokens),
             kv_memory_bytes=self.kv_memory_bytes,
+            machine_share=self.machine_share,
             max_context=self.max_context,
         )
 
     @property
+    def is_step_measured(self) -> bool:
+        """Whether the tokens of a step follow from how long a step takes."""
+        return self.step_tokens is None and self._is_on_cpu
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self.device.partition(":")[0] == "cpu"
+
+    @property
     def _usual_step_tokens(self) -> int:
         # A step must take far less than a lease: the loop shows that it is alive between steps.
-        return 512 if self.device == "cpu" else 2_048
+        return 512 if self._is_on_cpu else 2_048
 
 
 def _at_least(field: str, value: int | None, low: int) -> None:

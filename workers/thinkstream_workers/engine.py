@@ -64,6 +64,10 @@ class Engine:
         """Tokens of prompt and result that one sequence may have here."""
         return self._batcher.max_context
 
+    def limit_step(self, num_tokens: int) -> int:
+        """Has later steps take so many tokens at most; returns what holds. Any thread may call it."""
+        return self._batcher.limit_step(num_tokens)
+
     def stop(self) -> None:
         """Makes ``run`` return after its turn; sequences that have not ended stay as they are."""
         self._stopping.set()

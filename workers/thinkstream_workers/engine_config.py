@@ -16,8 +16,10 @@ class EngineConfig:
         max_num_batched_tokens: Tokens of one step, prefill and decode together.
         block_size: Tokens per block of the KV cache.
         num_blocks: Blocks of the KV cache; None sizes it by ``kv_memory_bytes``.
-        kv_memory_bytes: Memory for the KV cache; None is 64 MiB on the CPU and nine tenths of what is
-            free on a GPU once the weights are there. Only without ``num_blocks``.
+        kv_memory_bytes: Memory for the KV cache; None is nine tenths of what is free on a GPU once the
+            weights are there, and a quarter of it on a CPU, where others live too: at least 64 MiB, and no
+            more than ``max_num_seqs`` sequences of full length need. Only without ``num_blocks``.
+        machine_share: Part of a CPU's free memory that counts as free for this engine, in (0, 1].
         max_context: Tokens of prompt and result of one sequence; None is what the model was made for,
             or what the KV cache holds where that is less.
 
@@ -30,6 +32,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     kv_memory_bytes: int | None = None
+    machine_share: float = 1.0
     max_context: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +42,8 @@ class EngineConfig:
         _at_least("num_blocks", self.num_blocks, 1)
         _at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
         _at_least("max_context", self.max_context, 2)
+        if not 0.0 < self.machine_share <= 1.0:
+            raise ConfigError(f"machine_share: got {self.machine_share!r}, allowed: a number in (0, 1]")
         if self.num_blocks is not None and self.kv_memory_bytes is not None:
             raise ConfigError(
                 f"kv_memory_bytes: got {self.kv_memory_bytes} beside num_blocks {self.num_blocks}, "

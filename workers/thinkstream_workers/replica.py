@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from thinkstream_client.errors import Fenced, ServiceError, ServiceUnavailable
+from thinkstream_client.errors import Fenced, ServiceError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed
-from thinkstream_client.records import JobRef, SessionId
+from thinkstream_client.records import SessionId
 
 from .batch import EngineLoad
 from .build import build_engine
@@ -29,16 +29,15 @@ from .intake import Intake
 from .job_table import JobTable
 from .loading import Digests, LoadedModel, load_model
 from .mailboxes import Inbox, Outbox
-from .orders import JobKey, SequenceEnd, Submit
+from .orders import JobKey
 from .publisher import Publisher
 from .pulse import Pulse
 from .resolve import Limits
-from .sampling import ResolvedSampling
 from .session import Session
+from .warm_up import WarmUp
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP = JobKey(JobRef("-", "warm-up"), 0)
 _POLL_S = 0.02
 _RETRY_S = 0.2
 _JOIN_S = 10.0
@@ -122,7 +121,15 @@ class Replica:
             ServiceUnavailable: Redis cannot be reached, or the engine fails at its first step.
         """
         self._run_thread("engine", self._engine.run)
-        self._warm_up()
+        warm_up = WarmUp(self._engine, self._inbox, self._outbox, is_stopping=self._stopping.is_set)
+        warm_up.run()
+        if self._config.is_step_measured:
+            limits = self._config.engine
+            warm_up.size_step(
+                self._config.lease_ms,
+                num_seqs=limits.max_num_seqs,
+                usual_tokens=limits.max_num_batched_tokens,
+            )
         self._session.open()
         self._run_thread("intake", self._intake.run)
         self._run_thread("publisher", self._publisher.run)
@@ -184,20 +191,6 @@ class Replica:
             except Fenced:  # the Publisher will hear it too, and drop all jobs
                 pass
             return
-
-    def _warm_up(self) -> None:
-        """Has the engine make two tokens, so that the first job does not pay for what first use costs."""
-        self._inbox.put(
-            Submit(key=_WARM_UP, prompt_ids=(0, 1), sampling=ResolvedSampling(max_tokens=2, temperature=0.0))
-        )
-        end: SequenceEnd | None = None
-        while end is None:
-            if self._stopping.is_set():
-                raise ServiceUnavailable("the engine failed at its first step")
-            output = self._outbox.get(_POLL_S)
-            end = next(iter(output.ends), None) if output is not None else None
-        if end.error is not None:
-            raise ServiceUnavailable(f"the engine's first step failed: {end.error.message}")
 
     def _run_thread(self, name: str, target: Callable[[], None]) -> None:
         def run() -> None:
