@@ -12,6 +12,7 @@ import pytest
 from thinkstream_client.errors import Fenced
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import (
     Finish,
     FinishReason,
@@ -112,7 +113,7 @@ class Worker:
 
     def _claim(self) -> None:
         for claimed in self._connection.run(functions.claim(self._keys, 0, self.session, self._slots)):
-            request = wire.decode_request(claimed.payload)
+            request = decode_request(claimed.payload)
             self.requests.append(request)
             done = tokens_of(request)[: claimed.n]
             crc = wire.chain_crc(wire.initial_crc(claimed.ref.job_id), done)

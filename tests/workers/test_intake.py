@@ -11,7 +11,8 @@ import redis
 
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.functions import Claimed, StepRow
-from thinkstream_client.protocol.wire import chain_crc, encode_entry, encode_request, initial_crc
+from thinkstream_client.protocol.wire import chain_crc, encode_entry, initial_crc
+from thinkstream_client.protocol.wire_request import encode_request
 from thinkstream_client.records import FinishReason, JobRef, Message, Request, SamplingParams
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_workers.intake import Intake

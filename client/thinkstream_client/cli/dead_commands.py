@@ -14,8 +14,8 @@ from thinkstream_client.discovery import find_service
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.protocol.namespace import settled
 from thinkstream_client.protocol.functions import DeadLetter
+from thinkstream_client.protocol.namespace import settled
 
 from . import options
 from .objects import letter_object

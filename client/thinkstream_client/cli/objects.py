@@ -9,7 +9,6 @@ from typing import Any, cast
 from thinkstream_client.core.history import JobHistory
 from thinkstream_client.core.results import JobResult
 from thinkstream_client.errors import RecordInvalid, RequestError, ThinkstreamError
-from thinkstream_client.protocol import wire
 from thinkstream_client.protocol.functions import (
     Backlog,
     DeadLetter,
@@ -18,6 +17,7 @@ from thinkstream_client.protocol.functions import (
     SessionInfo,
     TenantInfo,
 )
+from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import PRIORITIES, JobFailure, JobRef
 
 
@@ -150,7 +150,7 @@ def _failure(failure: JobFailure | None) -> dict[str, Any] | None:
 
 def _request(payload: bytes) -> dict[str, Any] | None:
     try:
-        request = wire.decode_request(payload)
+        request = decode_request(payload)
     except (RecordInvalid, RequestError):
         return None  # it may be what the letter is dead of
     return dataclasses.asdict(request)

@@ -11,7 +11,7 @@ from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.records import PRIORITIES, JobRef, JobStatus, Request
 
 from .call import Call, function_call
-from .wire import encode_request, request_digest
+from .wire_request import encode_request, request_digest
 
 DEFAULT_RESULT_TTL_MS = 3_600_000
 MAX_RESULT_TTL_MS = 30 * 86_400_000

@@ -12,7 +12,7 @@ from thinkstream_client.settings import RedisSettings
 from .call import Call
 from .connection import Connection
 from .upkeep_calls import Meta, meta_claim, meta_get
-from .wire import VERSION
+from .wire_request import VERSION
 
 
 def settle(settings: RedisSettings) -> Generator[Call[Any], Any, RedisSettings]:

@@ -10,7 +10,7 @@ from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.records import SessionId
 
 from .call import Call, function_call
-from .wire import VERSION
+from .wire_request import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

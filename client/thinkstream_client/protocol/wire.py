@@ -1,4 +1,4 @@
-"""How results look as bytes, and requests through ``wire_request``. Knows no Redis.
+"""How results look as bytes. Knows no Redis; requests are the business of ``wire_request``.
 
 A token entry is a msgpack array ``[ids, crc, text]`` or ``[ids, crc, text, logprobs]``; ids are little-endian
 32-bit numbers in a row. A terminal is a msgpack map with full names, in which unknown ones are ignored, so
@@ -26,29 +26,7 @@ from thinkstream_client.records import (
 )
 
 from .packing import is_map, pack, unpack
-from .wire_request import VERSION, decode_request, encode_request, request_digest
-
-__all__ = [
-    "VERSION",
-    "Broken",
-    "Entry",
-    "Marker",
-    "RawEntry",
-    "Terminal",
-    "chain_crc",
-    "decode_entry",
-    "decode_failure",
-    "decode_request",
-    "decode_terminal",
-    "default_seed",
-    "encode_entry",
-    "encode_failure",
-    "encode_request",
-    "encode_terminal",
-    "initial_crc",
-    "parse_stream_entry",
-    "request_digest",
-]
+from .wire_request import VERSION
 
 SEAL_ID = b"18446744073709551615-18446744073709551615"
 """Id of the terminal entry, the last one there is; it fits no 64-bit float and is never a position."""

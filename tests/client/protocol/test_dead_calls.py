@@ -13,6 +13,7 @@ from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import StepReply, StepRow
+from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import JobFailure, JobRef, JobStatus, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
@@ -67,7 +68,7 @@ def test_a_retried_job_goes_on_behind_its_tokens(partition: Partition) -> None:
     assert partition.raw.zrange(KEYS.due(0), 0, -1) == []
     assert partition.run(functions.tenants(KEYS, 0))[0].num_queued == 1
     (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
-    assert (one.n, one.mk, wire.decode_request(one.payload)) == (4, 2, REQUEST)
+    assert (one.n, one.mk, decode_request(one.payload)) == (4, 2, REQUEST)
     row = StepRow(REF, 4, wire.encode_entry((5, 6), 0, ""), 2, 2)
     assert partition.run(functions.step(KEYS, 0, SESSION, "n", [row])) == [StepReply.OK]
     assert partition.ids() == ["0-1", "2-0", "4-0", "4-2", "6-0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.support.queue import KEYS, NOT_OURS, OK, Queue
 
 from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import (
     FinishReason,
     JobStatus,
@@ -17,7 +18,7 @@ def test_life_of_a_job(queue: Queue) -> None:
     session = queue.hello()
     (claimed,) = queue.claim(session)
     assert (claimed.ref, claimed.mk, claimed.n, claimed.claims, claimed.suspect) == (ref, 1, 0, 1, False)
-    assert wire.decode_request(claimed.payload).prompt == "hi"
+    assert decode_request(claimed.payload).prompt == "hi"
     assert queue.step(session, ref, 1, 5, 6) is OK
     assert queue.step(session, ref, 2, 7, 8) is OK
     assert queue.info(ref).status is JobStatus.RUNNING

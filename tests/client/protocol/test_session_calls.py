@@ -14,6 +14,7 @@ from thinkstream_client.errors import (
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import StepRow
+from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import (
     JobRef,
     JobStatus,
@@ -124,7 +125,7 @@ def test_failing_and_trying_again(queue: Queue) -> None:
     assert queue.run(functions.backlog(KEYS, 0)).retrying == 0
     (letter,) = queue.run(functions.dead_letters(KEYS, 0))
     assert (letter.ref, letter.attempts, letter.failure) == (ref, 3, FAILURE)
-    assert wire.decode_request(letter.payload).prompt == "hi"
+    assert decode_request(letter.payload).prompt == "hi"
     assert queue.fail(session, ref, retry=True) is NOT_OURS
 
 

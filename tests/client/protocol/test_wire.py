@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from thinkstream_client.errors import InvalidRequest, RecordInvalid, RequestError
 from thinkstream_client.protocol import wire
 from thinkstream_client.protocol.packing import pack, unpack
-from thinkstream_client.protocol.wire_request import MAX_REQUEST_BYTES
+from thinkstream_client.protocol.wire_request import (
+    MAX_REQUEST_BYTES,
+    decode_request,
+    encode_request,
+    request_digest,
+)
 from thinkstream_client.records import (
     Finish,
     FinishReason,
@@ -47,7 +52,7 @@ def request_map(**changes: Any) -> bytes:
 
 
 def test_request_golden_bytes() -> None:
-    assert wire.encode_request(Request(prompt="hi", sampling=SamplingParams(top_k=0))) == (
+    assert encode_request(Request(prompt="hi", sampling=SamplingParams(top_k=0))) == (
         b"\x85\xa6prompt\xa2hi\xa8sampling\x81\xa5top_k\x00\xa7version\x01\xa5grain\x01\xa4tags\x90"
     )
 
@@ -64,20 +69,20 @@ def test_entry_golden_bytes() -> None:
     ids=["full", "prompt", "ids"],
 )
 def test_request_round_trip(request_: Request) -> None:
-    assert wire.decode_request(wire.encode_request(request_)) == request_
+    assert decode_request(encode_request(request_)) == request_
 
 
 def test_digest_is_of_prompt_and_sampling_alone() -> None:
-    digest = wire.request_digest(Request(prompt="a"))
+    digest = request_digest(Request(prompt="a"))
     assert len(digest) == 32
-    assert digest == wire.request_digest(Request(prompt="a", grain=16, tags=("x",)))
+    assert digest == request_digest(Request(prompt="a", grain=16, tags=("x",)))
     others = [
         Request(prompt="b"),
         Request(prompt="a", sampling=SamplingParams(temperature=0.0)),
         Request(prompt="a", sampling=SamplingParams(top_k=0)),
         Request(prompt="a", sampling=SamplingParams(seed=0)),
     ]
-    assert len({digest, *(wire.request_digest(other) for other in others)}) == 5
+    assert len({digest, *(request_digest(other) for other in others)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_digest_is_of_prompt_and_sampling_alone() -> None:
 )
 def test_bytes_that_are_no_request(data: bytes, detail: str) -> None:
     with pytest.raises(RecordInvalid, match=detail):
-        wire.decode_request(data)
+        decode_request(data)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +136,19 @@ def test_bytes_that_are_no_request(data: bytes, detail: str) -> None:
 )
 def test_request_with_a_bad_field(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        wire.decode_request(request_map(**changes))
+        decode_request(request_map(**changes))
     assert caught.value.field == field
 
 
 def test_half_a_surrogate_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="Unicode"):
-        wire.encode_request(Request(prompt="a\ud800"))
+        encode_request(Request(prompt="a\ud800"))
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_no_bytes_break_the_readers(data: bytes) -> None:
-    for read in (wire.decode_request, wire.decode_entry, wire.decode_terminal, wire.decode_failure):
+    for read in (decode_request, wire.decode_entry, wire.decode_terminal, wire.decode_failure):
         with contextlib.suppress(RecordInvalid, RequestError):
             read(data)
     wire.parse_stream_entry(b"1-0", [b"t", data])
@@ -163,10 +168,10 @@ SAMPLING = st.dictionaries(st.sampled_from(list(SamplingParams.__dataclass_field
 @settings(max_examples=300, deadline=None)
 def test_no_values_break_the_request(record: dict[str, Any]) -> None:
     try:
-        request = wire.decode_request(pack({"version": 1, **record}))
+        request = decode_request(pack({"version": 1, **record}))
     except (RecordInvalid, RequestError):
         return
-    assert wire.decode_request(wire.encode_request(request)) == request
+    assert decode_request(encode_request(request)) == request
 
 
 IDS = st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=20)
