@@ -10,6 +10,8 @@ import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
+from thinkstream_scheduler.stop_signals import StopSignals
+
 from .options import parse_options
 from .report import HEADER
 from .run import run_chaos
@@ -20,8 +22,13 @@ def main() -> int:
     options = parse_options()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     # Ray tells of every process that dies; what matters of it is in the replicas' own logs.
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        report = run_chaos(options)
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+        StopSignals() as signals,
+    ):
+        report = run_chaos(options, signals.check)
     if options.report is not None:
         options.report.write_text(report.as_json())
     if not report.is_clean:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,11 +97,12 @@ class Reader:
     async def run(self) -> None:
         """Returns when it is told to stop and everything has ended."""
         self._journal.write(Record(kind="up"))
+        parent = os.getppid()  # without it there is nobody to end us
         settings = RedisSettings(url=self._orders.url)
         open_jobs = [job for job, at in self._positions.items() if not at.has_ended]
         async with AsyncClient(settings=settings, patience_s=_PATIENCE_S) as client:
             tasks = {asyncio.create_task(self._follow(client, job)) for job in open_jobs}
-            while tasks or not self._is_over():
+            while (tasks or not self._is_over()) and os.getppid() == parent:
                 while len(tasks) < self._orders.window and not self._is_over():
                     tasks.add(asyncio.create_task(self._follow(client, self._begin())))
                 done, tasks = await asyncio.wait(tasks, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ _LOOK_EVERY_S = 0.5
 _NUM_EXAMPLES = 10
 
 
-def run_chaos(options: ChaosOptions) -> Report:
+def run_chaos(options: ChaosOptions, checkpoint: Callable[[], None] = lambda: None) -> Report:
     """Starts the service, breaks it as told, waits for the last job, and counts.
 
     The files of a run with which something is wrong stay where the log says.
+
+    Args:
+        options: The run.
+        checkpoint: Called all the while; what it raises ends the run, and everything that runs.
 
     Raises:
         ConfigError, ServiceUnavailable: The service does not start.
@@ -43,8 +48,8 @@ def run_chaos(options: ChaosOptions) -> Report:
     undisturbed = compute_undisturbed(options.seed, options.num_specs, folder / "undisturbed.json")
     stage = Stage(options, folder)
     try:
-        stage.start()
-        run = _Run(options, stage)
+        stage.start(checkpoint)
+        run = _Run(options, stage, checkpoint)
         run.break_things()
         run.wait_for_the_rest()
         report = run.audit(undisturbed)
@@ -60,8 +65,8 @@ def run_chaos(options: ChaosOptions) -> Report:
 class _Run:
     """The course of one run on a stage that stands."""
 
-    def __init__(self, options: ChaosOptions, stage: Stage) -> None:
-        self._options, self._stage = options, stage
+    def __init__(self, options: ChaosOptions, stage: Stage, checkpoint: Callable[[], None]) -> None:
+        self._options, self._stage, self._checkpoint = options, stage, checkpoint
         self._faults = Faults(options, stage)
         self._pids: dict[str, int] = {}
         self._began_s = time.monotonic()
@@ -143,7 +148,8 @@ class _Run:
             time.sleep(_TURN_S)
 
     def _look(self) -> None:
-        """Notes which process each session is."""
+        """Notes which process each session is, and whether the run is to end."""
+        self._checkpoint()
         now_s = time.monotonic()
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + _LOOK_EVERY_S

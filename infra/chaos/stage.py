@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -61,8 +61,17 @@ class Stage:
         """Where Redis is."""
         return RedisSettings(url=self._servers.url)
 
-    def start(self) -> None:
-        """Starts everything but the readers; returns when all replicas take jobs."""
+    def start(self, checkpoint: Callable[[], None]) -> None:
+        """Starts everything but the readers; returns when all replicas take jobs.
+
+        Args:
+            checkpoint: Called all the while; what it raises ends the start.
+        """
+
+        def on_turn() -> None:
+            checkpoint()
+            self._start_second_node_once()
+
         self._servers.start()
         self._set_appendfsync()
         options = self._options
@@ -77,7 +86,7 @@ class Stage:
                 num_cpus=_NUM_CPUS,
                 show_logs=False,
             ),
-            self._start_second_node_once,
+            on_turn,
         )
         self._start_second_scheduler(replica)
 
@@ -208,7 +217,7 @@ class Stage:
             self._second_node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _start_second_node_once(self) -> None:
-        """The checkpoint of the start: Ray runs by then, and replicas may need the node to load."""
+        """Within the start, where Ray runs already, and replicas may need the node to load."""
         if self._options.second_node and self._second_node is None:
             self.start_second_node()
 
