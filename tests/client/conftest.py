@@ -169,7 +169,7 @@ class Worker:
 
     def _fail(self, ref: JobRef) -> None:
         del self._running[ref]
-        failure = JobFailure(code="PromptTooLong", message="too long", data={"num_tokens": 9, "limit": 4})
+        failure = JobFailure(code="PromptTooLong", message="too [/long]", data={"num_tokens": 9, "limit": 4})
         self._connection.run(
             functions.fail(self._keys, 0, self.session, "nonce", ref, failure=failure, retry=False)
         )

@@ -65,9 +65,7 @@ def batch(
         )
         run = BatchRun(start, lines)
         with ResultFile(target) as out:
-            items = [item for item in read_lines(lines) if item.custom_id not in out.answered]
-            if out.answered:
-                print_note(f"{len(out.answered)} results are there already, {len(items)} are missing")
+            items = _missing(lines, out)
             if items and not has_replica:
                 print_note("no replica is alive: the jobs wait in the queue")
             try:
@@ -79,12 +77,23 @@ def batch(
         counts = {"done": run.num_done, "failed": run.num_failed, "tokens": run.num_tokens}
         print_json({**counts, "already_there": len(out.answered), "elapsed_s": round(run.elapsed_s, 3)})
     elif items:
-        print_note(
-            f"{run.num_done} done, {run.num_failed} failed, {run.num_tokens} tokens in"
-            f" {duration(run.elapsed_s * 1000)} ({run.tokens_per_s:.0f} tokens/s)"
-        )
+        print_note(_summary(run))
     if run.num_failed:
         raise typer.Exit(3)
+
+
+def _summary(run: BatchRun) -> str:
+    return (
+        f"{run.num_done} done, {run.num_failed} failed, {run.num_tokens} tokens in"
+        f" {duration(run.elapsed_s * 1000)} ({run.tokens_per_s:.0f} tokens/s)"
+    )
+
+
+def _missing(lines: Sequence[str], out: ResultFile) -> list[BatchItem]:
+    items = [item for item in read_lines(lines) if item.custom_id not in out.answered]
+    if out.answered:
+        print_note(f"{len(out.answered)} results are there already, {len(items)} are missing")
+    return items
 
 
 def _write_results(run: BatchRun, items: Sequence[BatchItem], out: ResultFile, *, is_shown: bool) -> None:

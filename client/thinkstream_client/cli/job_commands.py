@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from thinkstream_client.client import Client
@@ -145,7 +146,7 @@ def inspect(
     table = Table(show_header=False, box=None)
     for name, value in _rows(info, history).items():
         if value:
-            table.add_row(name, value)
+            table.add_row(name, escape(value))  # what a worker says is no markup
     print_table(table)
 
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from thinkstream_client.client import Client
@@ -112,12 +113,15 @@ def _print_replicas(sessions: Sequence[SessionInfo]) -> None:
         return
     names = sorted({name for one in sessions for name in one.info.keys() - one.load.keys()})
     loads = any(one.load for one in sessions)
-    table = Table("replica", "running", "slots", "state", *(_LOAD if loads else ()), *names, box=None)
+    table = Table(
+        "replica", "running", "slots", "state", *(_LOAD if loads else ()), *map(escape, names), box=None
+    )
     for one in sessions:
         state = "draining" if one.draining else "alive"
         info = (one.info.get(name, "") for name in names)
         load = _load(one.load) if loads else ()
-        table.add_row(one.replica, str(one.owned), str(one.slots), state, *load, *info)
+        cells = (one.replica, str(one.owned), str(one.slots), state, *load, *info)
+        table.add_row(*(escape(cell) for cell in cells))
     console.print()
     print_table(table)
 

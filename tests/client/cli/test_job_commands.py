@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from thinkstream_client import Client, JobStatus, Message
+from thinkstream_client import Client, JobStatus, Message, PromptTooLong
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.records import JobRef
@@ -142,6 +142,14 @@ def test_inspect_tells_who_had_it_and_what_it_took(
     assert rows["claim 2"].endswith(f"{next_worker.session}, from token 3")
     assert rows["usage"] == "3 prompt (0 cached), 8 result"
     assert rows["timings"] == "queued 1 ms, prefill 20 ms, first token 30 ms, decode 1.4 s"
+
+
+def test_inspect_takes_no_message_for_markup(command: Command, worker: Worker, client: Client) -> None:
+    worker.start()
+    with pytest.raises(PromptTooLong):
+        client.submit("too long", id="long").result(timeout_s=10)
+    rows = {line[:12].strip(): line[12:].strip() for line in command("inspect", "long").out.splitlines()}
+    assert rows["error"] == "PromptTooLong: too [/long]"
 
 
 def test_jobs(command: Command, client: Client) -> None:

@@ -44,13 +44,13 @@ def test_status_with_a_replica(command: Command, client: Client, worker: Worker)
 
 def test_status_shows_the_load(command: Command, client: Client, worker: Worker) -> None:
     worker.start()
-    worker.beat(waiting="2", free_blocks="40", num_blocks="64", tokens="512")
+    worker.beat(waiting="2", free_blocks="40", num_blocks="64", tokens="512", device="[/gpu]")
     (replica,) = command("status", "--json").json["replicas"]
     assert replica["load"] == {"waiting": 2, "free_blocks": 40, "num_blocks": 64, "tokens": 512}
-    assert replica["info"] == {}
+    assert replica["info"] == {"device": "[/gpu]"}
     lines = [line.split() for line in command("status").out.splitlines()]
-    assert ["replica", "running", "slots", "state", "waiting", "free", "blocks", "tokens"] in lines
-    assert ["test", "0", "64", "alive", "2", "40", "of", "64", "512"] in lines
+    assert ["replica", "running", "slots", "state", "waiting", "free", "blocks", "tokens", "device"] in lines
+    assert ["test", "0", "64", "alive", "2", "40", "of", "64", "512", "[/gpu]"] in lines
 
 
 def test_status_hides_the_password(command: Command, redis_url: str) -> None:
