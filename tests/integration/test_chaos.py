@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from infra.chaos.options import ChaosOptions
 from infra.chaos.run import run_chaos
 
