@@ -138,9 +138,9 @@ class HandWorker:
 
     def close(self) -> None:
         """Drains and ends, giving back what is in hand; again where a connection is lost."""
-        self.session.draining = True
         for _ in range(3):
             try:
+                self.session.drain()
                 self.session.close([key.ref for key in sorted(self.table.keys())])
                 return
             except ServiceError:

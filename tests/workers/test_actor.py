@@ -55,8 +55,6 @@ def test_a_killed_actor_is_noticed_and_another_goes_on(
     ref = service.submit("job", max_tokens=200, ignore_eos=True)
     first.assign.remote(service.claim(info.session))
     wait_until(lambda: len(service.result(ref).ids) >= 3)
-    load: Any = ray.get(first.load.remote())
-    assert load.num_jobs == 1
     os.kill(info.pid, signal.SIGKILL)
     with pytest.raises(ActorDiedError):
         ray.get(dead, timeout=5)

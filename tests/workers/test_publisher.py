@@ -83,7 +83,8 @@ class Replica:
         """Claims all jobs there are and prepares their publications."""
         keys: list[JobKey] = []
         for claimed in self._service.claim(self.session.id):
-            key = JobKey(claimed.ref, claimed.mk)
+            key = self.table.expect(JobKey(claimed.ref, claimed.mk))
+            assert key is not None
             publication = Publication(
                 key,
                 session=self.session.id,
@@ -94,7 +95,6 @@ class Replica:
                 text=self._letters.detokenizer(stop),
             )
             publication.replay(self.session.read_stream(claimed.ref).entries)
-            self.table.expect(key)
             self.table.place(publication)
             keys.append(key)
         return keys
@@ -266,7 +266,7 @@ def test_a_fenced_session_drops_all_and_starts_anew(service: Service, replica: R
     assert replica.session.id != old
     assert replica.session.is_open
     (again,) = replica.take()
-    assert again == JobKey(ref, 2)
+    assert again.claim == JobKey(ref, 2)
     replica.make(*tokens(again, "B", start=2), end(again), num_turns=3)
     result = service.result(ref)
     assert (result.text, result.ids) == ("AB", (65, 66))
@@ -335,6 +335,21 @@ def test_a_row_that_redis_refuses_for_good_fails_its_own_job(
     assert statuses == [JobStatus.DONE, JobStatus.FAILED, JobStatus.DONE]
     assert replica.stops() == [keys[1]]
     assert len(replica.table) == 0
+
+
+def test_what_comes_late_of_a_dropped_life_does_not_end_the_next(service: Service, replica: Replica) -> None:
+    ref = service.submit("job")
+    (former,) = replica.take()
+    replica.make(*tokens(former, "A"), *tokens(former, "C", start=7), num_turns=2)  # a gap: dropped, yet ours
+    assert former not in replica.table
+    replica.publisher.beat_soon()
+    replica.make()
+    assert replica.adopted == [JobKey(ref, 1)]
+    new = replica.table.expect(replica.adopted[0])
+    assert new == JobKey(ref, 1, life=1)
+    assert replica.table.expect(JobKey(ref, 1)) is None
+    replica.make(*tokens(former, "D", start=3))
+    assert set(replica.stops()) == {former}
 
 
 def test_a_call_that_redis_refuses_for_good_comes_out(service: Service, replica: Replica) -> None:

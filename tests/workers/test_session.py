@@ -49,6 +49,18 @@ def test_each_incarnation_has_a_name_of_its_own(service: Service, session: Sessi
     assert session.beat() == set(), "a new session owns nothing of the old one's"
 
 
+def test_each_beat_tells_the_load(service: Service) -> None:
+    tokens = iter(("3", "5"))
+    session = Session(
+        service.config(), service.connection, {"host": "here"}, lambda: {"tokens": next(tokens)}
+    )
+    session.open()
+    for told in ("3", "5"):
+        session.beat()
+        (known,) = service.connection.run(functions.sessions(service.keys, 0))
+        assert known.info == {"host": "here", "tokens": told}
+
+
 def test_a_beat_tells_what_is_owned(service: Service, session: Session) -> None:
     session.open()
     ref = service.submit("job")
@@ -59,7 +71,7 @@ def test_a_beat_tells_what_is_owned(service: Service, session: Session) -> None:
 def test_a_draining_session_is_given_nothing(service: Service, session: Session) -> None:
     session.open()
     service.submit("job")
-    session.draining = True
+    session.drain()
     session.beat()
     assert service.claim(session.id) == []
 

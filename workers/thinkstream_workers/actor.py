@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import ray
 
@@ -19,9 +18,6 @@ from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.records import SessionId
 
 from .config import ReplicaConfig
-
-if TYPE_CHECKING:
-    from .replica import ReplicaLoad
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +78,6 @@ class ReplicaActor:
     async def drain(self, timeout_s: float) -> None:
         """Takes no more jobs, waits for those in hand, gives the rest back and ends the session."""
         await asyncio.to_thread(self._replica.drain, timeout_s)
-
-    @ray.method
-    async def load(self) -> ReplicaLoad:
-        """What the replica has in hand."""
-        return self._replica.load
 
     @ray.method
     async def pid(self) -> int:

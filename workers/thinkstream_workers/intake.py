@@ -32,6 +32,7 @@ from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Submit
 from .publication import IncrementalText, Publication
 from .resolve import Limits, check_prompt, resolve, sampling_note
+from .sampling import ResolvedSampling
 from .session import Session
 
 logger = logging.getLogger(__name__)
@@ -112,14 +113,15 @@ class Intake:
         self._notes: dict[JobRef, str] = {}  # of jobs taken up, sent when nothing waits: none waits for them
         self._stopping = threading.Event()
 
-    def adopt(self, key: JobKey, claimed: Claimed | None = None) -> None:
+    def adopt(self, claim: JobKey, claimed: Claimed | None = None) -> None:
         """Takes up a job, once, however often it is called. Any thread may call.
 
         Args:
-            key: The ownership.
+            claim: The ownership as Redis names it.
             claimed: What the claim returned; without it the job's hash is read.
         """
-        if self._table.expect(key):
+        key = self._table.expect(claim)
+        if key is not None:
             self._arrivals.put((key, claimed))
 
     def run(self) -> None:
@@ -182,20 +184,10 @@ class Intake:
         )
 
     def _prepare(self, arrival: Arrival) -> None:
-        key, adopted_at = arrival.key, time.monotonic()
-        session_id = self._session.id
-        request = decode_request(arrival.payload)
-        prompt_ids = self._encode(request)
-        check_prompt(prompt_ids, self._limits)
-        sampling = resolve(
-            request.sampling,
-            self._defaults,
-            job_id=key.ref.job_id,
-            num_prompt_tokens=len(prompt_ids),
-            limits=self._limits,
-        )
+        adopted_at, session_id = time.monotonic(), self._session.id
+        prompt_ids, sampling = self._read_request(arrival)
         publication = Publication(
-            key,
+            arrival.key,
             session=session_id,
             grain=arrival.grain,
             num_prompt_tokens=len(prompt_ids),
@@ -204,24 +196,42 @@ class Intake:
             text=self._text.detokenizer(sampling.stop),
         )
         if arrival.resumed:
-            publication.replay(self._session.read_stream(key.ref).entries)
-            if publication.num_tokens >= sampling.max_tokens:
-                publication.finish(FinishReason.LENGTH)
+            self._resume(publication, sampling)
         if not self._table.place(publication):
             return
         if publication.end is not None:  # all but the seal was there already
-            self._end(SequenceEnd(key=key, reason=publication.end))
+            self._end(SequenceEnd(key=arrival.key, reason=publication.end))
             return
         self._inbox.put(
             Submit(
-                key=key,
+                key=arrival.key,
                 prompt_ids=prompt_ids,
                 published_ids=publication.token_ids,
                 sampling=sampling,
                 alone=arrival.suspect,
             )
         )
-        self._notes[key.ref] = sampling_note(sampling)
+        self._notes[arrival.key.ref] = sampling_note(sampling)
+
+    def _read_request(self, arrival: Arrival) -> tuple[tuple[int, ...], ResolvedSampling]:
+        """The prompt as ids, and the sampling with every field filled in."""
+        request = decode_request(arrival.payload)
+        prompt_ids = self._encode(request)
+        check_prompt(prompt_ids, self._limits)
+        sampling = resolve(
+            request.sampling,
+            self._defaults,
+            job_id=arrival.key.ref.job_id,
+            num_prompt_tokens=len(prompt_ids),
+            limits=self._limits,
+        )
+        return prompt_ids, sampling
+
+    def _resume(self, publication: Publication, sampling: ResolvedSampling) -> None:
+        """Takes up what former owners published."""
+        publication.replay(self._session.read_stream(publication.key.ref).entries)
+        if publication.num_tokens >= sampling.max_tokens:
+            publication.finish(FinishReason.LENGTH)
 
     def _send_notes(self) -> None:
         """Says at the jobs how their sampling was resolved; nothing is held up if that fails."""

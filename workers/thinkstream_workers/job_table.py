@@ -18,6 +18,8 @@ class JobTable:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._publications: dict[JobKey, Publication | None] = {}
+        self._claims: set[JobKey] = set()
+        self._life = 0
 
     def __len__(self) -> int:
         return len(self._publications)
@@ -30,13 +32,19 @@ class JobTable:
         with self._lock:
             return set(self._publications)
 
-    def expect(self, key: JobKey) -> bool:
-        """Enters an ownership that intake is about to prepare; False if it is known already."""
+    def expect(self, claim: JobKey) -> JobKey | None:
+        """Enters an ownership that intake is about to prepare, and names its life; None if it lives already.
+
+        Args:
+            claim: The ownership as Redis names it.
+        """
         with self._lock:
-            if key in self._publications:
-                return False
+            if claim in self._claims:
+                return None
+            key = claim._replace(life=self._life)
+            self._claims.add(claim)
             self._publications[key] = None
-            return True
+            return key
 
     def place(self, publication: Publication) -> bool:
         """Puts a prepared publication to its ownership; False if that is gone in the meantime."""
@@ -50,17 +58,24 @@ class JobTable:
         """The publication of an ownership, None while it is not prepared or not known."""
         return self._publications.get(key)
 
-    def remove(self, key: JobKey) -> bool:
-        """Forgets an ownership; False if it was not known."""
+    def remove(self, key: JobKey) -> None:
+        """Forgets an ownership that has come to its end here."""
         with self._lock:
-            if key not in self._publications:
-                return False
-            del self._publications[key]
-            return True
+            if key in self._publications:
+                del self._publications[key]
+                self._claims.remove(key.claim)
+
+    def drop(self, key: JobKey) -> None:
+        """Forgets an ownership before its end: should it come back, it has another life."""
+        self.remove(key)
+        with self._lock:
+            self._life += 1
 
     def clear(self) -> list[JobKey]:
-        """Forgets all and returns what was known."""
+        """Drops all and returns what was known."""
         with self._lock:
             keys = list(self._publications)
             self._publications.clear()
+            self._claims.clear()
+            self._life += 1
             return keys

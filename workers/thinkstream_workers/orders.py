@@ -15,14 +15,26 @@ from .sampling import ResolvedSampling
 
 
 class JobKey(NamedTuple):
-    """One ownership of one job: the job and the marker that its claim wrote.
+    """One life of one job in one replica.
 
-    A job that comes back to the same replica has another marker, so late output of its former life
-    can be told from the new.
+    A job that comes back after another claim has another marker. One that was dropped and is found to be
+    ours still has the same marker and another life here. So what comes late of a former life can always be
+    told from the new one.
+
+    Attributes:
+        ref: The job.
+        mk: The marker that its claim wrote.
+        life: What else tells it from a former one; 0 in what Redis names, which knows nothing of lives.
     """
 
     ref: JobRef
     mk: int
+    life: int = 0
+
+    @property
+    def claim(self) -> JobKey:
+        """The ownership as Redis knows it."""
+        return self._replace(life=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

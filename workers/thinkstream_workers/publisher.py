@@ -122,10 +122,11 @@ class Publisher:
         known = self._table.keys()
         owned = self._session.beat()
         # Only what was known before the beat: a job assigned since may be missing from the reply.
-        for key in known - owned:
-            self._drop(key, "not ours any more")
-        for key in owned - known:
-            self._adopt(key)
+        for key in known:
+            if key.claim not in owned:
+                self._drop(key, "not ours any more")
+        for claim in owned - {key.claim for key in known}:
+            self._adopt(claim)
         self._beat_at = now + self._beat_every_s
         self._must_ask = False
 
@@ -275,6 +276,7 @@ class Publisher:
 
     def _drop(self, key: JobKey, why: str) -> None:
         logger.info("job %s is dropped: %s", key.ref.job_id, why)
+        self._table.drop(key)
         self._forget(key)
         self._inbox.put(Stop(key=key))
 
@@ -293,7 +295,7 @@ class Publisher:
         self._waiting.clear()
         self._failed.clear()
         self._repairs.clear()
-        if self._session.draining:
+        if self._session.is_draining:
             self.stop()
             return
         self._session.replace()

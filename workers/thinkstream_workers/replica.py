@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from thinkstream_client.errors import Fenced, ServiceError
@@ -21,7 +20,6 @@ from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.records import SessionId
 
-from .batch import EngineLoad
 from .build import build_engine
 from .config import ReplicaConfig
 from .engine import Engine
@@ -41,19 +39,6 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.02
 _RETRY_S = 0.2
 _JOIN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaLoad:
-    """What a replica has in hand.
-
-    Attributes:
-        num_jobs: Jobs taken up.
-        engine: The engine's own figures.
-    """
-
-    num_jobs: int
-    engine: EngineLoad
 
 
 class Replica:
@@ -82,7 +67,7 @@ class Replica:
         self._inbox, self._outbox, self._pulse = Inbox(), Outbox(), Pulse()
         model = load_model(config, partial(_claim_namespace, config))
         self._connection = Connection(config.redis)
-        self._session = Session(config, self._connection, _info(config))
+        self._session = Session(config, self._connection, _info(config), self._load)
         self._engine = self._build_engine(model)
         limits = Limits(max_context=self._engine.max_context, num_ids=model.num_ids)
         self._intake = Intake(
@@ -108,11 +93,6 @@ class Replica:
     def session(self) -> SessionId:
         """The present session."""
         return self._session.id
-
-    @property
-    def load(self) -> ReplicaLoad:
-        """What it has in hand; any thread may read it."""
-        return ReplicaLoad(num_jobs=len(self._table), engine=self._engine.load)
 
     def start(self) -> None:
         """Warms up, and makes the session known.
@@ -147,9 +127,8 @@ class Replica:
         Args:
             timeout_s: How long to wait for jobs in hand.
         """
-        self._session.draining = True
         try:
-            self._session.beat()  # now, so that nothing more is claimed for it
+            self._session.drain()
         except (Fenced, ServiceError) as error:  # the Publisher will meet the same and deal with it
             logger.info("draining could not be announced: %s", error)
         give_up_at = time.monotonic() + timeout_s
@@ -178,6 +157,16 @@ class Replica:
             announce=self._announce,
             on_turn=self._pulse.stamp,
         )
+
+    def _load(self) -> dict[str, str]:
+        """What a status page shows of the work in hand."""
+        load = self._engine.load
+        return {
+            "waiting": str(load.waiting),
+            "free_blocks": str(load.free_blocks),
+            "num_blocks": str(load.num_blocks),
+            "tokens": str(load.tokens),
+        }
 
     def _announce(self, key: JobKey | None) -> None:
         """Names the suspect that is about to be stepped; the engine waits until Redis knows."""

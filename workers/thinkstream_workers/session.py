@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from thinkstream_client.errors import Fenced, ThinkstreamError
 from thinkstream_client.protocol import functions
@@ -47,6 +47,23 @@ class Runs(Protocol):
         ...
 
 
+class Incarnation(NamedTuple):
+    """What a session is known by, in one piece: threads that read it see the old one or the new.
+
+    Attributes:
+        id: Its name for all.
+        nonce: What it alone knows, with which it proves to be it.
+    """
+
+    id: SessionId
+    nonce: str
+
+    @classmethod
+    def of(cls, name: str) -> Incarnation:
+        """A new one of the replica of this name."""
+        return cls(SessionId(f"{name}.{secrets.token_hex(6)}"), secrets.token_hex(8))
+
+
 class Session:
     """One incarnation of a replica at a time.
 
@@ -57,47 +74,67 @@ class Session:
     Args:
         config: Name, lease, slots, namespace.
         connection: Runs the commands; used by several threads.
-        info: What the replica tells about itself, for status pages.
+        info: What the replica tells about itself once, for status pages.
+        load: What it tells with every beat.
     """
 
-    def __init__(self, config: ReplicaConfig, connection: Runs, info: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        connection: Runs,
+        info: Mapping[str, str],
+        load: Callable[[], Mapping[str, str]] = dict[str, str],
+    ) -> None:
         self._config = config
         self._keys = config.redis.keys
         self._connection = connection
         self._info = dict(info)
+        self._load = load
         # One beat at a time: a beat that was built before another thread named a suspect must not
         # arrive after that and take the name back.
-        self._beating = threading.Lock()
+        self._beating = threading.RLock()
         self._alone: JobRef | None = None
-        self.draining = False
-        self.replace()
+        self._is_draining = False
+        self._is_open = False
+        self._incarnation = Incarnation.of(config.name)
 
     @property
     def id(self) -> SessionId:
         """The present incarnation."""
-        return self._id
+        return self._incarnation.id
 
     @property
     def is_open(self) -> bool:
         """Whether Redis has been told of it."""
         return self._is_open
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._is_draining
+
     def replace(self) -> None:
         """Becomes a new incarnation, which Redis does not know yet."""
-        self._id = SessionId(f"{self._config.name}.{secrets.token_hex(6)}")
-        self._nonce = secrets.token_hex(8)
-        self._alone = None
-        self._is_open = False
+        with self._beating:
+            self._is_open = False
+            self._alone = None
+            self._incarnation = Incarnation.of(self._config.name)
+
+    def drain(self) -> None:
+        """Takes no more jobs, and says so at once, so that none are claimed for it."""
+        self._is_draining = True
+        self.beat()
 
     def open(self) -> None:
         """Makes the session known; from now on it is given jobs."""
+        now = self._incarnation
         self._run_each(
             [
                 functions.hello(
                     self._keys,
                     partition,
-                    self._id,
-                    self._nonce,
+                    now.id,
+                    now.nonce,
                     replica=self._config.name,
                     slots=self._config.slots,
                     lease_ms=self._config.lease_ms,
@@ -107,20 +144,22 @@ class Session:
             ]
         )
         self._is_open = True
-        logger.info("session %s is open", self._id)
+        logger.info("session %s is open", now.id)
 
     def beat(self) -> set[JobKey]:
         """Renews the lease and returns what the session owns."""
         with self._beating:
+            now, load = self._incarnation, self._load()
             marks = self._run_each(
                 [
                     functions.beat(
                         self._keys,
                         partition,
-                        self._id,
-                        self._nonce,
-                        draining=self.draining,
+                        now.id,
+                        now.nonce,
+                        draining=self._is_draining,
                         alone=self._alone_in(partition),
+                        info=load,
                     )
                     for partition in self._keys.partitions
                 ]
@@ -134,55 +173,55 @@ class Session:
         """
         with self._beating:
             self._alone = ref
-        self.beat()
+            self.beat()
 
     def step(self, rows: Sequence[StepRow]) -> list[StepReply]:
         """Appends one entry to the stream of each row's job; replies in the order of the rows."""
+        now = self._incarnation
         return self._by_partition(
-            rows, lambda p, some: functions.step(self._keys, p, self._id, self._nonce, some)
+            rows, lambda p, some: functions.step(self._keys, p, now.id, now.nonce, some)
         )
 
     def finish(self, rows: Sequence[FinishRow]) -> list[StepReply]:
         """Seals the stream of each row's job; replies in the order of the rows."""
+        now = self._incarnation
         return self._by_partition(
-            rows, lambda p, some: functions.finish(self._keys, p, self._id, self._nonce, some)
+            rows, lambda p, some: functions.finish(self._keys, p, now.id, now.nonce, some)
         )
 
     def fail(self, ref: JobRef, failure: JobFailure, *, retry: bool) -> StepReply:
         """Gives a job back as failed: for good, or to be tried again."""
-        partition = self._keys.partition_of(ref)
+        partition, now = self._keys.partition_of(ref), self._incarnation
         return self._run(
-            functions.fail(self._keys, partition, self._id, self._nonce, ref, failure=failure, retry=retry)
+            functions.fail(self._keys, partition, now.id, now.nonce, ref, failure=failure, retry=retry)
         )
 
     def note(self, texts: Mapping[JobRef, str]) -> None:
         """Leaves a note at each job, for whoever inspects it; those of others keep theirs."""
+        now = self._incarnation
         self._run_each(
             [
-                functions.note(self._keys, self._keys.partition_of(ref), self._id, self._nonce, ref, text)
+                functions.note(self._keys, self._keys.partition_of(ref), now.id, now.nonce, ref, text)
                 for ref, text in texts.items()
             ]
         )
 
     def close(self, owned: Iterable[JobRef]) -> None:
         """Gives back all jobs, counting no attempt, and ends the session."""
-        refs = list(owned)
+        refs, now = list(owned), self._incarnation
         by_partition: dict[int, list[JobRef]] = {}
         for ref in refs:
             by_partition.setdefault(self._keys.partition_of(ref), []).append(ref)
         release = [
-            functions.release(self._keys, partition, self._id, self._nonce, here)
+            functions.release(self._keys, partition, now.id, now.nonce, here)
             for partition, here in by_partition.items()
         ]
         self._run_each(release)
         self._run_each(
-            [
-                functions.bye(self._keys, partition, self._id, self._nonce)
-                for partition in self._keys.partitions
-            ]
+            [functions.bye(self._keys, partition, now.id, now.nonce) for partition in self._keys.partitions]
         )
         self._is_open = False
-        logger.info("session %s is closed, %d jobs given back", self._id, len(refs))
+        logger.info("session %s is closed, %d jobs given back", now.id, len(refs))
 
     def read_stream(self, ref: JobRef) -> StreamSnapshot:
         """Reads a job's result stream from its start; empty if there is none.
