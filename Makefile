@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint infra/constraints.txt
 
-.PHONY: demo test check bench chaos clean
+.PHONY: demo test check bench bench-rivals chaos clean
 
 demo: $(VENV)/.service
 	$(BIN)/thinkstream demo
@@ -18,6 +18,14 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.service
 	$(BIN)/python -m infra.bench
+
+# Each rival in an environment of its own: they do not agree on a redis-py, nor with us.
+bench-rivals: $(VENV)/.service
+	for rival in arq taskiq celery; do \
+	    test -x .venv-rivals/$$rival/bin/python || $(PYTHON) -m venv .venv-rivals/$$rival; \
+	    .venv-rivals/$$rival/bin/python -m pip install --quiet --requirement infra/bench/requirements/$$rival.txt; \
+	done
+	$(BIN)/python -m infra.bench.rivals
 
 # Half an hour; other runs by CHAOS="--seconds 600 --appendfsync always", see `python -m infra.chaos --help`.
 chaos: $(VENV)/.service

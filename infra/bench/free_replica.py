@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -191,7 +191,7 @@ class StampText(WordText):
 @contextmanager
 def free_replica(
     url: str, *, step_s: float = 0.0, ends_at_once: bool = False, stamped: bool = False
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Runs a replica in a process of its own, as a worker has; see ``FreeReplica``.
 
     Args:

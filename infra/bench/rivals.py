@@ -20,7 +20,7 @@ from .free_replica import free_replica
 
 RIVALS = ("arq", "taskiq", "celery")
 HOMES = Path(".venv-rivals")
-NUM_JOBS, NUM_WARM_UP, NUM_ROUNDS = 2000, 200, 3
+NUM_JOBS, NUM_WARM_UP, NUM_ROUNDS = 1000, 200, 3
 
 
 def measure_ours(url: str, num_jobs: int) -> float:
