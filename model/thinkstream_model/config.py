@@ -231,16 +231,14 @@ def _text_config(file: str, document: JsonObject) -> ConfigFields:
 def _build(fields: ConfigFields) -> ThinkerConfig:
     _refuse_what_is_not_implemented(fields)
     rope_theta, mrope_section = _rotary(fields)
-    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    has_head_dim = fields.values.get("head_dim") is not None
     tied = fields.values.get("tie_word_embeddings") is not None and fields.boolean("tie_word_embeddings")
     return ThinkerConfig(
         vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden_size,
+        hidden_size=fields.integer("hidden_size"),
         num_layers=fields.integer("num_hidden_layers"),
-        num_heads=num_heads,
+        num_heads=fields.integer("num_attention_heads"),
         num_kv_heads=fields.integer("num_key_value_heads"),
-        head_dim=fields.integer("head_dim") if has_head_dim else hidden_size // max(num_heads, 1),
+        head_dim=fields.integer("head_dim"),  # never hidden / heads: the released model has twice that
         intermediate_size=fields.integer("intermediate_size"),
         num_experts=fields.integer("num_experts"),
         num_experts_per_tok=fields.integer("num_experts_per_tok"),

@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from .ops import Ops, Routing
-from .placement import ExpertPlacement
 
 
 class Dispatched(NamedTuple):
@@ -44,17 +43,10 @@ class LocalExchange:
     """All experts are here, each in the slot of its own number: nothing moves.
 
     Args:
-        placement: Must be ``ExpertPlacement.local``.
         ops: Sums the outputs.
-
-    Raises:
-        ValueError: The placement puts an expert elsewhere.
     """
 
-    def __init__(self, placement: ExpertPlacement, ops: Ops) -> None:
-        for layer, experts in enumerate(placement.copies):
-            if any((0, expert) not in copies for expert, copies in enumerate(experts)):
-                raise ValueError(f"layer {layer}: not every expert is in its own slot of rank 0")
+    def __init__(self, ops: Ops) -> None:
         self._ops = ops
 
     def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:

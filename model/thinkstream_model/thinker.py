@@ -19,7 +19,6 @@ from .inputs import StepInputs
 from .kv_cache import KVCache
 from .ops import Ops, StepAttention
 from .parameters import AttentionWeights, DenseWeights, MoeWeights, ThinkerWeights
-from .placement import ExpertPlacement
 from .torch_ops import TorchOps
 
 
@@ -39,9 +38,8 @@ class Thinker:
         self.config: ThinkerConfig = config
         self.weights = weights
         self._ops = ops or TorchOps(config, weights.embedding_VD.device)
-        placement = ExpertPlacement.local(config.num_layers, config.num_experts)
         self._router = Router(self._ops, config)
-        self._experts = Experts(self._ops, exchange or LocalExchange(placement, self._ops))
+        self._experts = Experts(self._ops, exchange or LocalExchange(self._ops))
 
     @property
     def device(self) -> torch.device:

@@ -104,9 +104,13 @@ def test_both_spellings_of_the_rotary_settings() -> None:
     assert ThinkerConfig.from_json(newer) == ThinkerConfig.from_json(RELEASED)
 
 
-def test_head_dim_falls_back_to_hidden_over_heads() -> None:
-    without = {k: v for k, v in BRIEF.items() if k != "head_dim"}
-    assert ThinkerConfig.from_json(without).head_dim == 128
+@pytest.mark.parametrize(
+    "missing", ["head_dim", "hidden_size", "num_attention_heads", "moe_intermediate_size"]
+)
+def test_a_missing_size_is_an_error_and_never_a_guess(missing: str) -> None:
+    without = {k: v for k, v in BRIEF.items() if k != missing}
+    with pytest.raises(ConfigError, match=missing):
+        ThinkerConfig.from_json(without)
 
 
 @pytest.mark.parametrize(
