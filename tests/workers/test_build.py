@@ -66,7 +66,8 @@ def test_a_small_cache_cuts_the_context_and_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert engine_of(thinker, EngineConfig(num_blocks=4)).max_context == 64
-    assert "cuts the context of 128 tokens at 64" in caplog.text
+        assert engine_of(thinker, EngineConfig(num_blocks=7)).max_context == 64
+    assert caplog.text.count("cuts the context of 128 tokens at 64") == 2
 
 
 def test_a_context_that_cannot_be_held_is_refused(thinker: Thinker) -> None:

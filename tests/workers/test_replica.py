@@ -347,3 +347,17 @@ def test_a_namespace_serves_one_model_and_no_weights_of_another_are_read(
 def _is_known(service: Service, replica: Replica) -> bool:
     known = service.connection.run(functions.sessions(service.keys, 0))
     return any(session.session == replica.session for session in known)
+
+
+def test_all_replicas_of_a_namespace_serve_one_context(service: Service, start: Start) -> None:
+    start("first", max_context=256)
+    roomy = start("roomy")
+    with pytest.raises(
+        ConfigError, match="context of 256 tokens, this replica one of 128: .*--max-context 256"
+    ):
+        start("small", kv_memory_bytes=128 * 256)
+    with pytest.raises(ConfigError, match="context of 256 tokens, this replica one of 512"):
+        start("greedy", max_context=512)
+    request = Request(token_ids=(1,) * 250, sampling=SamplingParams(ignore_eos=True))
+    (result,) = run(service, roomy, [service.submit_request("long", request)])
+    assert len(result.ids) == 6

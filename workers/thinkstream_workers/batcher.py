@@ -101,6 +101,9 @@ class Batcher:
     def next_batch(self) -> Batch | None:
         """Chooses the next step; a suspect's own steps alternate with those of all others.
 
+        However many suspects there are, the others have every second step; the suspects take turns in
+        theirs, so that with n of them each has one step in 2n.
+
         Returns:
             None when there is nothing to do, or when making room has sent back all it would have been
             for: then the next call finds the room.

@@ -39,6 +39,7 @@ def build_engine(
     outbox: Outbox,
     announce: Callable[[JobKey | None], None],
     on_turn: Callable[[], None],
+    agree_context: Callable[[int], int] | None = None,
 ) -> Engine:
     """Allocates the KV cache and returns an engine ready to ``run``.
 
@@ -50,6 +51,7 @@ def build_engine(
         outbox: Where tokens and ends go.
         announce: See ``Engine``.
         on_turn: See ``Engine``.
+        agree_context: Told the context that there is room for; returns the one to serve, or raises.
 
     Raises:
         ConfigError: The context asked for is longer than the model's or than the KV cache, or there is no
@@ -57,6 +59,8 @@ def build_engine(
     """
     num_blocks = config.num_blocks or _affordable_blocks(thinker, config)
     max_context = _max_context(thinker, config, num_blocks * config.block_size)
+    if agree_context is not None:
+        max_context = agree_context(max_context)
     kv = KVCache.allocate(
         thinker.config,
         num_blocks=num_blocks,
@@ -107,6 +111,8 @@ def _max_context(thinker: Thinker, config: EngineConfig, num_kv_tokens: int) -> 
     limit = min(trained, num_kv_tokens)
     if config.max_context is None:
         if limit < trained:
+            # A power of two: the same again with a little more or less memory.
+            limit = 1 << (limit.bit_length() - 1)
             logger.warning("the KV cache cuts the context of %d tokens at %d", trained, limit)
         return limit
     if config.max_context > limit:

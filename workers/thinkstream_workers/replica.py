@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from thinkstream_client.errors import Fenced, ServiceError
+from thinkstream_client.errors import ConfigError, Fenced, ServiceError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed
@@ -156,7 +156,24 @@ class Replica:
             outbox=self._outbox,
             announce=self._announce,
             on_turn=self._pulse.stamp,
+            agree_context=self._agree_context,
         )
+
+    def _agree_context(self, room: int) -> int:
+        """Takes the namespace's context, which its first replica set: a job must end alike on all of them.
+
+        Raises:
+            ConfigError: There is less room here, or more was asked for.
+        """
+        keys, asked = self._config.redis.keys, self._config.max_context
+        agreed = self._connection.run(functions.context_claim(keys, room))
+        if room < agreed or (asked is not None and asked != agreed):
+            raise ConfigError(
+                f"namespace {keys.namespace} serves a context of {agreed} tokens, this replica one of {room}: "
+                f"start it with --max-context {agreed} and the memory for it, "
+                "or in a namespace of its own with --namespace NAME"
+            )
+        return agreed
 
     def _load(self) -> dict[str, str]:
         """What a status page shows of the work in hand."""

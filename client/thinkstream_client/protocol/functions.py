@@ -37,7 +37,7 @@ from .status_calls import (
     sessions,
     tenants,
 )
-from .upkeep_calls import Meta, Swept, meta_claim, meta_get, reap, sweep, tenant_set
+from .upkeep_calls import Meta, Swept, context_claim, meta_claim, meta_get, reap, sweep, tenant_set
 
 __all__ = [
     "Backlog",
@@ -65,6 +65,7 @@ __all__ = [
     "cancel",
     "claim",
     "confirm",
+    "context_claim",
     "dead_drop",
     "dead_letter",
     "dead_letters",

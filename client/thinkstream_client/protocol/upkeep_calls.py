@@ -141,6 +141,18 @@ def meta_claim(
     return Call(function_call("meta", keys.meta, *pairs), parse)
 
 
+def context_claim(keys: Keys, max_context: int) -> Call[int]:
+    """Sets the tokens of prompt and result that a job of the namespace may have, once; returns what holds.
+
+    Replicas that differed would end a job that goes from one to the other differently than either alone.
+    """
+
+    def parse(reply: Any) -> int:
+        return int(_meta_fields(reply)["max_context"])
+
+    return Call(function_call("meta", keys.meta, "max_context", max_context), parse)
+
+
 def _other_model(namespace: str, found: str | None, model: str) -> str:
     remedy = "give this one a namespace of its own with --namespace NAME"
     if found == model:
