@@ -89,14 +89,19 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def is_valkey(self) -> bool:
+        """Whether it is a Valkey, which has what came after Redis 7.0."""
+        return "valkey" in self._binary.name
+
+    @property
     def pid(self) -> int:
         """Its process, 0 while there is none."""
         return self._process.pid if self._process is not None else 0
 
-    def start(self) -> None:
-        """Starts it on the data that it has, and returns at once."""
+    def start(self, **more: str) -> None:
+        """Starts it on the data that it has, and returns at once; ``more`` are settings for this time."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        options = {**self._options, "dir": str(self._folder), "logfile": str(self._folder / "log")}
+        options = {**self._options, "dir": str(self._folder), "logfile": str(self._folder / "log"), **more}
         self._process = subprocess.Popen(
             [str(self._binary), *(part for name, value in options.items() for part in (f"--{name}", value))],
             stdout=subprocess.DEVNULL,
@@ -184,8 +189,13 @@ class SentinelSetup:
         """Kills the primary, returns once the other one is it, and brings the old one back as its replica."""
         old = self.primary
         old.kill()
+        self.bring_back(old)
+
+    def bring_back(self, old: Node) -> None:
+        """Waits until the Sentinels have replaced a dead primary, and starts it again as a replica."""
         wait_until(lambda: self.primary is not old, "a replica is promoted")
-        old.start()
+        # Left to themselves the Sentinels would make a replica of it too, after ten seconds.
+        old.start(replicaof=f"{HOST} {self.primary.port}")
         wait_until(lambda: old.ask("ROLE")[0] == "slave", "the old primary is a replica")
 
     def stop(self) -> None:
@@ -289,6 +299,19 @@ class ClusterSetup:
         """Ends all processes."""
         for node in self.nodes:
             node.kill()
+
+    def move_slot_of(self, key: str) -> None:
+        """Gives the slot of a key to another primary, with all that is in it."""
+        slot = str(self.nodes[0].ask("CLUSTER", "KEYSLOT", key))
+        owner = next(node for node in self.primaries if _owns(node, int(slot)))
+        taker = next(node for node in self.primaries if node is not owner)
+        taker_id = str(taker.ask("CLUSTER", "MYID"))
+        taker.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", str(owner.ask("CLUSTER", "MYID")))
+        owner.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", taker_id)
+        while keys := _ask_raw(owner.port, "CLUSTER", "GETKEYSINSLOT", slot, "1000"):
+            owner.ask("MIGRATE", HOST, str(taker.port), "", "0", "5000", "KEYS", *keys)
+        for node in (taker, owner, *self.primaries):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", taker_id)
 
     def _knows_all(self) -> bool:
         return all(len(_known_nodes(node)) == len(self.nodes) for node in self.nodes)
@@ -406,6 +429,12 @@ def _ask_raw(port: int, *command: str) -> Any:
 
 def _known_nodes(node: Node) -> list[str]:
     return str(_ask_raw(node.port, "CLUSTER", "NODES")).strip().splitlines()
+
+
+def _owns(node: Node, slot: int) -> bool:
+    mine = next(line for line in _known_nodes(node) if "myself" in line)
+    ranges = [part.split("-") for part in mine.split()[8:] if not part.startswith("[")]
+    return any(int(first) <= slot <= int(last[0] if last else first) for first, *last in ranges)
 
 
 def _replicates(node: Node, primary: str) -> bool:

@@ -12,7 +12,7 @@ from thinkstream_client.settings import RedisSettings
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_MS = 2_000
+_BLOCK_MS = 500
 _RETRY_S = 0.5
 
 
@@ -30,9 +30,12 @@ class Ears:
         self._connection = Connection(settings, blocking=True)
         self._heard = threading.Event()
         self._stopping = threading.Event()
-        for partition in self._keys.partitions:
-            name = f"events-{partition}"
-            threading.Thread(target=self._listen, args=(partition,), name=name, daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._listen, args=(partition,), name=f"events-{partition}", daemon=True)
+            for partition in self._keys.partitions
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def wait(self, timeout_s: float) -> None:
         """Returns at the first event since the last call, or after ``timeout_s`` without one."""
@@ -40,8 +43,10 @@ class Ears:
         self._heard.clear()
 
     def close(self) -> None:
-        """Ends the threads, at their next event or within seconds, and closes the connections."""
+        """Ends the threads, which takes as long as they wait for an event, and closes the connections."""
         self._stopping.set()
+        for thread in self._threads:
+            thread.join()
         self._connection.close()
 
     def _listen(self, partition: int) -> None:

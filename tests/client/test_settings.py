@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from thinkstream_client.errors import ConfigError, InvalidRequest
+from thinkstream_client.protocol.address import Topology
 from thinkstream_client.settings import RedisSettings
 
 
@@ -13,6 +14,11 @@ from thinkstream_client.settings import RedisSettings
         ("redis://:secret@host:6379/0", "redis://:***@host:6379/0"),
         ("rediss://me:secret@host:6379", "rediss://me:***@host:6379"),
         ("rediss://me:se:c/ret@host", None),
+        (
+            "redis+sentinel://me:secret@a,b:1/main/2?sentinel_password=secret2",
+            "redis+sentinel://me:***@a,b:1/main/2?sentinel_password=***",
+        ),
+        ("rediss+cluster://:secret@a:1,b:2", "rediss+cluster://:***@a:1,b:2"),
         ("unix:///run/redis.sock?password=secret&db=1", "unix:///run/redis.sock?password=***&db=1"),
     ],
 )
@@ -29,7 +35,39 @@ def test_password_never_shows(url: str, shown: str | None) -> None:
         assert "secret" not in text
 
 
-@pytest.mark.parametrize("url", ["", "http://host", "redis://", "redis://host:port", "unix://", "host:6379"])
+def test_several_hosts() -> None:
+    sentinels = RedisSettings(
+        "rediss+sentinel://me:p%40ss@one,[::1]:26380/main/3?sentinel_username=s&ssl_ca_certs=/ca.crt"
+    ).address
+    assert sentinels.topology is Topology.SENTINEL
+    assert sentinels.hosts == (("one", 26379), ("::1", 26380))
+    assert (sentinels.service, sentinels.sentinel_options) == ("main", (("username", "s"),))
+    assert sentinels.url == "rediss://me:p%40ss@one:26379/3?ssl_ca_certs=%2Fca.crt"
+    cluster = RedisSettings("redis+cluster://one,two:7001")
+    assert cluster.address.hosts == (("one", 6379), ("two", 7001))
+    assert cluster.address.url == "redis://one:6379/0"
+    assert cluster.keys.num_partitions == 16
+    assert RedisSettings("redis+cluster://one", num_partitions=3).keys.num_partitions == 3
+    assert RedisSettings("redis+sentinel://one/main").keys.num_partitions == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://host",
+        "redis://",
+        "redis://host:port",
+        "unix://",
+        "host:6379",
+        "redis+sentinel://host:1",
+        "redis+sentinel://host:1/main/x",
+        "redis+cluster://host:1/2",
+        "redis+cluster://",
+        "redis+cluster://a:1,,b:2",
+        "unix+cluster://host:1",
+    ],
+)
 def test_unusable_url(url: str) -> None:
     with pytest.raises(ConfigError, match="expected redis://"):
         RedisSettings(url)

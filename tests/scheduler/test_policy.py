@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkstream_client.records import SessionId
-from thinkstream_scheduler.policy import spread
+from thinkstream_scheduler.policy import spread, turns
 from thinkstream_scheduler.roster import Roster
 
 A, B, C = SessionId("a"), SessionId("b"), SessionId("c")
@@ -76,3 +76,20 @@ def test_a_stranger_s_death_changes_nothing() -> None:
     roster = Roster(["x"], restart_min_s=1.0, restart_max_s=3.0)
     roster.note_death("stranger", 0.0, was_ready=False)
     assert roster.due(0.0) == ["x"]
+
+
+def test_one_partition_is_served_whole() -> None:
+    assert list(turns({0: (2, 0, 5)}, 4, 7)) == [(0, 7)]
+    assert list(turns({}, 4, 1)) == []
+
+
+def test_partitions_are_served_by_class_and_by_shares() -> None:
+    waiting = {0: (0, 9, 0), 1: (1, 2, 0), 2: (0, 0, 4)}
+    assert list(turns(waiting, 6, 0)) == [(1, 1), (0, 3), (1, 2), (0, 6), (2, 4)]
+    assert [partition for partition, _ in turns(waiting, 6, 1)][:2] == [1, 1]  # another begins each time
+
+
+def test_every_partition_has_its_turn() -> None:
+    """With one free slot at a time nobody is passed over: over as many turns each partition comes first."""
+    waiting = dict.fromkeys(range(16), (0, 100, 0))
+    assert {next(turns(waiting, 1, turn))[0] for turn in range(16)} == set(range(16))

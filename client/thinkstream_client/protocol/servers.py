@@ -21,6 +21,7 @@ from .address import Topology
 from .call import Call
 
 CONNECT_TIMEOUT_S = 5.0
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 HEALTH_CHECK_S = 30
 
 
@@ -233,6 +234,20 @@ def _nodes(kind: Any, settings: RedisSettings) -> list[Any]:
     return [kind(host, port) for host, port in settings.address.hosts]
 
 
+def _check_options(settings: RedisSettings) -> None:
+    """Raises what no waiting will change: OSError for a file that is not there, TypeError for no option."""
+    import redis.connection
+
+    connection: Any = redis.connection
+    found: dict[str, Any] = dict(connection.parse_url(settings.address.url))
+    found.pop("max_connections", None)  # the pool's
+    found.pop("connection_class", connection.Connection)(**found)  # connects to nothing yet
+    for name in _FILES:
+        if name in found:
+            with open(found[name], "rb"):
+                pass
+
+
 def _is_about_slots(error: Exception) -> bool:
     from redis.exceptions import ReadOnlyError, SlotNotCoveredError
 
@@ -296,6 +311,7 @@ def _raw(client: Any) -> Any:
 def _telling(settings: RedisSettings) -> Generator[None]:
     """Says which URL it was whose options redis-py does not take."""
     try:
+        _check_options(settings)
         yield
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(f"Redis URL {settings.masked_url}: {error}") from error
