@@ -100,14 +100,16 @@ class Reader:
         parent = os.getppid()  # without it there is nobody to end us
         settings = RedisSettings(url=self._orders.url)
         open_jobs = [job for job, at in self._positions.items() if not at.has_ended]
-        async with AsyncClient(settings=settings, patience_s=_PATIENCE_S) as client:
-            tasks = {asyncio.create_task(self._follow(client, job)) for job in open_jobs}
-            while (tasks or not self._is_over()) and os.getppid() == parent:
-                while len(tasks) < self._orders.window and not self._is_over():
-                    tasks.add(asyncio.create_task(self._follow(client, self._begin())))
-                done, tasks = await asyncio.wait(tasks, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+        # Not connected here: Redis may be dead at this moment, which the first job then waits out.
+        client = AsyncClient(settings=settings, patience_s=_PATIENCE_S)
+        tasks = {asyncio.create_task(self._follow(client, job)) for job in open_jobs}
+        while (tasks or not self._is_over()) and os.getppid() == parent:
+            while len(tasks) < self._orders.window and not self._is_over():
+                tasks.add(asyncio.create_task(self._follow(client, self._begin())))
+            done, tasks = await asyncio.wait(tasks, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        await client.close()
 
     def _is_over(self) -> bool:
         return len(self._positions) >= self._orders.min_jobs and self._stop.exists()
@@ -131,6 +133,7 @@ class Reader:
                 job = await self._submit(client, plan)
                 reason = await self._read(job, plan, at)
             except ServiceUnavailable:
+                await asyncio.sleep(_POLL_S)
                 continue
             except StreamForked as fork:
                 self._go_back(number, fork.at)
