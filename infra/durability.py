@@ -15,6 +15,7 @@ import asyncio
 import functools
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from thinkstream_scheduler.embedded import EmbeddedServer
 
 NUM_JOBS, STEP_S, RUN_S, PATIENCE_S = 32, 0.02, 5.0, 60.0
 SETTINGS = ("always", "everysec", "no")
+_RESULT = re.compile(r"= (\d+)$")
 
 
 class DiskWatch:
@@ -66,13 +68,18 @@ class DiskWatch:
         written = on_disk = self._size
         synced_s = 0.0
         begun: dict[str, tuple[int, float]] = {}
+        writing: set[str] = set()
         for line in self._log.read_text().splitlines():
             thread, at, call = line.split(maxsplit=2)
-            if call.startswith("write(") and self._file in call:
-                written += int(call.rpartition("= ")[2])
+            size = _RESULT.search(call)  # none where another thread's call came between, or the end did
+            if "write(" in call and self._file in call:
+                writing.add(thread)
             elif "fdatasync(" in call and self._file in call:
                 begun[thread] = (written, float(at))
-            if "fdatasync" in call and call.rstrip().endswith("= 0") and thread in begun:
+            if "write" in call and size and thread in writing:
+                writing.remove(thread)
+                written += int(size[1])
+            elif "fdatasync" in call and size and thread in begun:
                 on_disk, synced_s = begun.pop(thread)
         return on_disk, synced_s
 
