@@ -15,8 +15,8 @@ CLIENT_CHECKS = (
     Mutation(
         check="a job's numbers are numbers",
         function="load_job",
-        remove="not (job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl)",
-        put="false",
+        remove="not (is_known and has_numbers)",
+        put="not is_known",
         test="test_jobs_that_were_tampered_with[valkey]",
     ),
     Mutation(
@@ -25,6 +25,41 @@ CLIENT_CHECKS = (
         remove="if type(length) ~= 'number' or length < job.mk then",
         put="if false then",
         test="test_lost_stream_of_a_started_job[valkey]",
+    ),
+    Mutation(
+        check="a job's status is one",
+        function="load_job",
+        remove="not (is_known and has_numbers)",
+        put="not has_numbers",
+        test="test_a_hash_that_cannot_be_a_jobs[valkey-status-]",
+    ),
+    Mutation(
+        check="a job's numbers can be counted with",
+        function="load_job",
+        remove="number >= low and number <= (high or 1e13) and number % 1 == 0",
+        put="true",
+        test="test_a_hash_that_cannot_be_a_jobs[valkey-cost-nan]",
+    ),
+    Mutation(
+        check="a job's entry is an id",
+        function="load_job",
+        remove=" or (job.entry and not string.match(job.entry, '^%d+%-%d+$'))",
+        put="",
+        test="test_a_hash_that_cannot_be_a_jobs[valkey-entry-:]",
+    ),
+    Mutation(
+        check="the job can be one",
+        function="submit",
+        remove="if not is_sound(argv, cost) then",
+        put="if false then",
+        test="test_a_submission_that_can_be_no_job[valkey-priority]",
+    ),
+    Mutation(
+        check="tenant, id and tags are names",
+        function="submit",
+        remove="return #text <= 128 and string.match(text, '^[%w._-]+$') ~= nil",
+        put="return true",
+        test="test_a_submission_that_can_be_no_job[valkey-tenant]",
     ),
     Mutation(
         check="digest",

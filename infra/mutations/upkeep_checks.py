@@ -62,6 +62,13 @@ UPKEEP_CHECKS = (
         test="test_strays_among_what_is_due_do_nothing[valkey]",
     ),
     Mutation(
+        check="its own deadline has come",
+        function="sweep",
+        remove="if job.deadline > now then",
+        put="if false then",
+        test="test_a_deadline_that_somebody_has_moved_up_is_the_jobs_own[valkey]",
+    ),
+    Mutation(
         check="the job is there",
         function="sweep",
         remove="if kind == 'retry' and job and job.status == 'waiting' then",

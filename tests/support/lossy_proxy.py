@@ -62,7 +62,7 @@ class LossyProxy:
             back.start()
             try:
                 while data := client.recv(1 << 16):
-                    asked[0] = data
+                    asked[0] += data
                     server.sendall(data)
             except OSError:
                 pass
@@ -72,7 +72,9 @@ class LossyProxy:
     def _carry_back(self, client: socket.socket, server: socket.socket, asked: list[bytes]) -> None:
         try:
             while data := server.recv(1 << 20):
-                if self._is_lost(asked[0]):
+                # A reply may come in pieces, of which the first tells that the command was carried out.
+                command, asked[0] = asked[0], b""
+                if command and self._is_lost(command):
                     break
                 client.sendall(data)
         except OSError:

@@ -79,6 +79,9 @@ class World:
     def make_due(self, kind: str) -> None:
         """Lets the time come for every ``retry`` or ``deadline``, and sweeps."""
         names = [name for name in self.raw.zrange(self.keys.due(0), 0, -1) if name.startswith(kind.encode())]
+        if kind == "deadline":
+            for name in names:
+                self.raw.hset(f"{self.keys.prefix(0)}job:{name.decode().partition(':')[2]}", "deadline", 1)
         if names:
             self.raw.zadd(self.keys.due(0), dict.fromkeys(names, 1))
         self.run(functions.sweep(self.keys, 0))
@@ -86,7 +89,7 @@ class World:
     def bring_to_an_end(self) -> None:
         """Has a new replica do whatever is left, which must not take for ever."""
         worker = self.worker()
-        for _ in range(60):
+        for _ in range(90):
             if all(self.status(ref).is_terminal for ref in self.refs):
                 break
             self.make_due("retry")

@@ -29,11 +29,27 @@ local function index_job(P, tenant, id, tags, now)
   end
 end
 
+-- Whether what `submit` is given can be a job. Our clients see to that; a job of another that broke it would
+-- stand in everybody's way.
+local function is_sound(argv, cost)
+  for i = 11, #argv do
+    if not is_name(argv[i]) then
+      return false
+    end
+  end
+  return is_name(argv[1]) and is_name(argv[2]) and whole(argv[5], 1, MAX_GRAIN) and whole(cost, 0)
+    and whole(argv[7], 0, #CLASSES - 1) and (argv[8] == '' or whole(argv[8], -1e13)) and whole(argv[9], 1)
+    and (argv[10] == '' or is_name(argv[10]))
+end
+
 -- ARGV: tenant, id, digest, payload, grain, "<cost>:<share of the prompt>",
 -- priority, deadline_ms or '', ttl_ms, batch or '', tags...
 local function submit(keys, argv)
   local P, tenant, id, digest, payload = keys[1], argv[1], argv[2], argv[3], argv[4]
   local cost, prompt_cost = string.match(argv[6], '^(%d+):(%d+)$')
+  if not is_sound(argv, cost) then
+    return { 'INVALID' }
+  end
   local priority, deadline_ms = argv[7], tonumber(argv[8])
   local member = tenant .. ':' .. id
   local key = P .. 'job:' .. member

@@ -8,6 +8,7 @@ local DAY_MS = 86400000
 local CLASSES = { 0, 1, 2 }
 local MAX_EVENTS = 10000
 local MAX_DEAD = 1000
+local MAX_GRAIN = 1024
 local WIRE_VERSION = 1
 
 local TERMINAL = { done = true, cancelled = true, expired = true, failed = true }
@@ -36,6 +37,20 @@ local function event(P, kind, job, status, session)
     'tenant', job.tenant, 'job', job.id, 'status', status, 'session', session or '')
 end
 
+local function is_name(text)
+  return #text <= 128 and string.match(text, '^[%w._-]+$') ~= nil
+end
+
+-- The whole number from low to high that a text stands for, nil for any other text. Without a high it is one
+-- that Lua and the commands of Redis hold exactly.
+local function whole(text, low, high)
+  local number = tonumber(text)
+  if number and number >= low and number <= (high or 1e13) and number % 1 == 0 then
+    return number
+  end
+  return nil
+end
+
 -- The job's hash as a table, or nil and why: 'missing' or 'broken'.
 local function load_job(P, member)
   local tenant, id = split(member)
@@ -52,14 +67,16 @@ local function load_job(P, member)
     return nil, 'missing'
   end
   local job = {
-    tenant = tenant, id = id, member = member, status = v[1], grain = tonumber(v[2]), cost = tonumber(v[3]),
-    entry = v[4], mk = tonumber(v[5]), attempts = tonumber(v[6]) or 0, owner = v[7],
-    deadline = tonumber(v[8]) or 0, priority = tonumber(v[9]), suspect = v[10] == '1',
-    claim_n = tonumber(v[11]) or 0, claims = tonumber(v[12]) or 0, submitted = tonumber(v[13]),
-    ttl = tonumber(v[14]), bytes = tonumber(v[15]) or 0, tags = v[16] or '', charged = tonumber(v[17]),
-    batch = v[18] or '', prompt_cost = tonumber(v[19]),
+    tenant = tenant, id = id, member = member, status = v[1], grain = whole(v[2], 1, MAX_GRAIN), cost = whole(v[3], 0),
+    entry = v[4], mk = whole(v[5], 0), attempts = whole(v[6], 0) or 0, owner = v[7],
+    deadline = whole(v[8], 0) or 0, priority = whole(v[9], 0, #CLASSES - 1), suspect = v[10] == '1',
+    claim_n = whole(v[11], 0) or 0, claims = whole(v[12], 0) or 0, submitted = whole(v[13], 0),
+    ttl = whole(v[14], 1), bytes = whole(v[15], 0) or 0, tags = v[16] or '', charged = whole(v[17], 0),
+    batch = v[18] or '', prompt_cost = whole(v[19], 0),
   }
-  if not (job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl) then
+  local is_known = TERMINAL[job.status] or COUNTED_AS[job.status]
+  local has_numbers = job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl
+  if not (is_known and has_numbers) or (job.entry and not string.match(job.entry, '^%d+%-%d+$')) then
     return nil, 'broken'
   end
   return job
