@@ -8,21 +8,16 @@ and TRYAGAIN, and learns the slots again after a lost connection. Nothing else i
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from thinkstream_client.errors import ConfigError
 from thinkstream_client.settings import RedisSettings
 
 from .address import Topology
 from .call import Call
-
-CONNECT_TIMEOUT_S = 5.0
-_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-HEALTH_CHECK_S = 30
+from .url_options import naming_the_url, options_of_url, own_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +64,8 @@ def connect(settings: RedisSettings, timeout_s: float) -> Servers:
     from redis.retry import Retry
     from redis.sentinel import Sentinel
 
-    options = _options(settings, timeout_s, Retry(NoBackoff(), 0))
-    with _telling(settings):
+    options = own_options(settings, timeout_s, Retry(NoBackoff(), 0))
+    with naming_the_url(settings):
         if settings.address.topology is Topology.CLUSTER:
             return _Cluster(settings, options)
         return _Primary(_primary(redis.Redis, Sentinel, settings, options))
@@ -83,8 +78,8 @@ def connect_async(settings: RedisSettings, timeout_s: float) -> AsyncServers:
     from redis.asyncio.sentinel import Sentinel
     from redis.backoff import NoBackoff
 
-    options = _options(settings, timeout_s, Retry(NoBackoff(), 0))
-    with _telling(settings):
+    options = own_options(settings, timeout_s, Retry(NoBackoff(), 0))
+    with naming_the_url(settings):
         if settings.address.topology is Topology.CLUSTER:
             return _AsyncCluster(settings, options)
         return _AsyncPrimary(_primary(redis.asyncio.Redis, Sentinel, settings, options))
@@ -133,7 +128,7 @@ class _Cluster:
     def __init__(self, settings: RedisSettings, options: dict[str, Any]) -> None:
         from redis.cluster import ClusterNode, RedisCluster
 
-        kwargs = {**_of_url(settings), **options}
+        kwargs = {**options_of_url(settings), **options}
         nodes = _nodes(ClusterNode, settings)
         make: Any = RedisCluster
         self._make: Callable[[], Any] = lambda: make(startup_nodes=nodes, **kwargs)
@@ -191,7 +186,7 @@ class _AsyncCluster:
     def __init__(self, settings: RedisSettings, options: dict[str, Any]) -> None:
         from redis.asyncio.cluster import ClusterNode, RedisCluster
 
-        kwargs = {**_of_url(settings), **options}
+        kwargs = {**options_of_url(settings), **options}
         nodes = _nodes(ClusterNode, settings)
         del kwargs["retry_on_error"]
         self._cluster: Any = _raw(RedisCluster(startup_nodes=nodes, **kwargs))
@@ -234,20 +229,6 @@ def _nodes(kind: Any, settings: RedisSettings) -> list[Any]:
     return [kind(host, port) for host, port in settings.address.hosts]
 
 
-def _check_options(settings: RedisSettings) -> None:
-    """Raises what no waiting will change: OSError for a file that is not there, TypeError for no option."""
-    import redis.connection
-
-    connection: Any = redis.connection
-    found: dict[str, Any] = dict(connection.parse_url(settings.address.url))
-    found.pop("max_connections", None)  # the pool's
-    found.pop("connection_class", connection.Connection)(**found)  # connects to nothing yet
-    for name in _FILES:
-        if name in found:
-            with open(found[name], "rb"):
-                pass
-
-
 def _is_about_slots(error: Exception) -> bool:
     from redis.exceptions import ReadOnlyError, SlotNotCoveredError
 
@@ -258,7 +239,7 @@ def _primary(kind: Any, sentinel: Any, settings: RedisSettings, options: dict[st
     address = settings.address
     if address.topology is Topology.SERVER:
         return _raw(kind.from_url(address.url, **options))
-    of_url = _of_url(settings)
+    of_url = options_of_url(settings)
     tls = {name: value for name, value in of_url.items() if name.startswith("ssl")}
     sentinels = sentinel(
         address.hosts,
@@ -269,34 +250,6 @@ def _primary(kind: Any, sentinel: Any, settings: RedisSettings, options: dict[st
     return _raw(sentinels.master_for(address.service, redis_class=kind))
 
 
-def _options(settings: RedisSettings, timeout_s: float, retry: Any) -> dict[str, Any]:
-    # A connection whose other end is gone without a word is noticed by its system too, also while it is idle.
-    keepalive = {} if settings.address.url.startswith("unix:") else {"socket_keepalive": True}
-    return keepalive | {
-        "protocol": 2,
-        "retry": retry,
-        "retry_on_error": [],
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_timeout": timeout_s,
-        "health_check_interval": HEALTH_CHECK_S,
-    }
-
-
-def _of_url(settings: RedisSettings) -> dict[str, Any]:
-    """What a URL of several hosts says beside the hosts."""
-    import redis.connection
-
-    connection: Any = redis.connection
-    found: dict[str, Any] = dict(connection.parse_url(settings.address.url))
-    for name in ("host", "port", "connection_class"):
-        found.pop(name, None)
-    if settings.address.topology is Topology.CLUSTER:
-        found.pop("db", None)
-    if settings.address.url.startswith("rediss:"):
-        found["ssl"] = True
-    return found
-
-
 def _raw(client: Any) -> Any:
     """Lets a client give back replies as they come, for calls read them themselves.
 
@@ -305,13 +258,3 @@ def _raw(client: Any) -> Any:
     for name in [name for name in client.response_callbacks if name != "COMMAND"]:
         del client.response_callbacks[name]
     return client
-
-
-@contextlib.contextmanager
-def _telling(settings: RedisSettings) -> Generator[None]:
-    """Says which URL it was whose options redis-py does not take."""
-    try:
-        _check_options(settings)
-        yield
-    except (TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"Redis URL {settings.masked_url}: {error}") from error
