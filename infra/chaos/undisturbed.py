@@ -79,7 +79,7 @@ def _decode(model: LoadedModel, requests: Sequence[Request]) -> list[tuple[list[
     inbox, outbox = Inbox(), Outbox()
     engine = build_engine(
         model.thinker,
-        EngineConfig(max_num_seqs=_BATCH, max_num_batched_tokens=512),
+        EngineConfig(slots=_BATCH, step_tokens=512),
         num_valid_ids=model.num_ids,
         inbox=inbox,
         outbox=outbox,

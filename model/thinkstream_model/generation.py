@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, overload
 
 from .errors import ConfigError
 from .json_files import read_object
@@ -23,7 +23,7 @@ class GenerationDefaults:
     Attributes:
         temperature: 0 is greedy.
         top_k: 0 is off.
-        max_tokens: Tokens to generate at most.
+        max_tokens: Tokens to generate at most; None where the file does not say.
         eos_token_ids: Ids that end a text, in ascending order.
     """
 
@@ -32,7 +32,7 @@ class GenerationDefaults:
     top_k: int = 20
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
@@ -54,7 +54,7 @@ class GenerationDefaults:
             top_k=fields.integer("top_k", released.top_k, 0),
             min_p=fields.number("min_p", released.min_p, 0.0, 1.0),
             repetition_penalty=fields.number("repetition_penalty", released.repetition_penalty, 1e-9, 10.0),
-            max_tokens=fields.integer("max_new_tokens", released.max_tokens, 1),
+            max_tokens=fields.integer("max_new_tokens", None, 1),
             eos_token_ids=tuple(sorted({*eos_token_ids, *fields.ids("eos_token_id")})),
         )
 
@@ -76,7 +76,11 @@ class _Fields:
             raise self._refuse(name, f"a number from {low:g} to {high:g}")
         return float(value)
 
-    def integer(self, name: str, default: int, low: int) -> int:
+    @overload
+    def integer(self, name: str, default: int, low: int) -> int: ...
+    @overload
+    def integer(self, name: str, default: None, low: int) -> int | None: ...
+    def integer(self, name: str, default: int | None, low: int) -> int | None:
         value = self.values.get(name)
         if value is None:
             return default

@@ -17,7 +17,7 @@ def _load(folder: Path, document: object, eos_token_ids: tuple[int, ...] = ()) -
 def test_the_released_defaults_where_there_is_no_file(tmp_path: Path) -> None:
     defaults = GenerationDefaults.load(tmp_path, (151_645, 151_643))
     assert (defaults.temperature, defaults.top_p, defaults.top_k) == (0.6, 0.95, 20)
-    assert (defaults.repetition_penalty, defaults.min_p, defaults.max_tokens) == (1.0, 0.0, 1024)
+    assert (defaults.repetition_penalty, defaults.min_p, defaults.max_tokens) == (1.0, 0.0, None)
     assert defaults.eos_token_ids == (151_643, 151_645)
 
 

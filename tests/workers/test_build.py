@@ -49,10 +49,10 @@ def test_a_cpu_gives_a_share_of_what_is_free(thinker: Thinker, monkeypatch: pyte
 
     least = (64 << 20) // (16 * TOKEN_BYTES)
     assert num_blocks(0) == least
-    long = {"max_num_seqs": 8 * least, "max_num_batched_tokens": 8 * least}
+    long = {"slots": 8 * least, "step_tokens": 8 * least}
     assert num_blocks(512 << 20, **long) == 2 * least
     assert num_blocks(1024 << 20, machine_share=0.5, **long) == 2 * least
-    assert num_blocks(1 << 40, max_num_seqs=least, max_num_batched_tokens=least) == least * 128 // 16
+    assert num_blocks(1 << 40, slots=least, step_tokens=least) == least * 128 // 16
     assert num_blocks(1 << 40, kv_memory_bytes=16 * TOKEN_BYTES) == 1
 
 

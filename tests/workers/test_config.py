@@ -16,10 +16,10 @@ REDIS = RedisSettings("redis://:secret@127.0.0.1:6379/0", "house")
 def test_a_slot_is_a_sequence_and_steps_fit_the_device() -> None:
     config = ReplicaConfig(redis=REDIS, slots=8)
     assert config.namespace == "house"
-    assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (8, 512)
-    assert ReplicaConfig(redis=REDIS, device="cuda").engine.max_num_batched_tokens == 2_048
-    assert ReplicaConfig(redis=REDIS, slots=600).engine.max_num_batched_tokens == 600
-    assert ReplicaConfig(redis=REDIS, step_tokens=64).engine.max_num_batched_tokens == 64
+    assert (config.engine.slots, config.engine.step_tokens) == (8, 512)
+    assert ReplicaConfig(redis=REDIS, device="cuda").engine.step_tokens == 2_048
+    assert ReplicaConfig(redis=REDIS, slots=600).engine.step_tokens == 600
+    assert ReplicaConfig(redis=REDIS, step_tokens=64).engine.step_tokens == 64
 
 
 def test_only_what_was_not_given_is_measured_and_only_on_a_cpu() -> None:
@@ -36,6 +36,7 @@ def test_only_what_was_not_given_is_measured_and_only_on_a_cpu() -> None:
         {"lease_ms": 10},
         {"max_context": 1},
         {"slots": 32, "step_tokens": 31},
+        {"step_tokens": 0},
         {"kv_memory_bytes": 0},
         {"num_threads": 0},
     ],

@@ -101,7 +101,7 @@ def submit_of(number: int, *, max_tokens: int = 24, alone: bool = False) -> Subm
     return Submit(key=key_of(number), prompt_ids=prompt_of(number), sampling=sampling, alone=alone)
 
 
-CONFIG = EngineConfig(max_num_seqs=32, max_num_batched_tokens=512, num_blocks=512)
+CONFIG = EngineConfig(slots=32, step_tokens=512, num_blocks=512)
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def test_the_same_in_a_batch_of_32(thinker: Thinker, alone: dict[int, list[Token
 
 
 def test_the_same_with_chunked_prefill(thinker: Thinker, alone: dict[int, list[TokenOut]]) -> None:
-    config = replace(CONFIG, max_num_seqs=8, max_num_batched_tokens=11)
+    config = replace(CONFIG, slots=8, step_tokens=11)
     assert_same(run(thinker, [submit_of(n) for n in range(8)], config), alone)
 
 

@@ -9,15 +9,15 @@ from thinkstream_workers.engine_config import EngineConfig
 
 
 def test_the_defaults_are_valid() -> None:
-    assert EngineConfig().max_num_batched_tokens >= EngineConfig().max_num_seqs
+    assert EngineConfig().step_tokens >= EngineConfig().slots
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_num_seqs": 0}, "max_num_seqs: got 0, allowed: an integer of at least 1"),
-        ({"max_num_seqs": True}, "max_num_seqs: got True, allowed: an integer of at least 1"),
-        ({"max_num_seqs": 8, "max_num_batched_tokens": 7}, "max_num_batched_tokens: got 7, .* at least 8"),
+        ({"slots": 0}, "slots: got 0, allowed: an integer of at least 1"),
+        ({"slots": True}, "slots: got True, allowed: an integer of at least 1"),
+        ({"slots": 8, "step_tokens": 7}, "step_tokens: got 7, .* at least 8"),
         ({"block_size": 0}, "block_size: got 0"),
         ({"num_blocks": 0}, "num_blocks: got 0"),
         ({"kv_memory_bytes": 1.5}, r"kv_memory_bytes: got 1\.5"),

@@ -353,7 +353,7 @@ def test_all_replicas_of_a_namespace_serve_one_context(service: Service, start: 
     start("first", max_context=256)
     roomy = start("roomy")
     with pytest.raises(
-        ConfigError, match="context of 256 tokens, this replica one of 128: .*--max-context 256"
+        ConfigError, match=r"context of 256 tokens, this replica one of 128: .*--max-context 256"
     ):
         start("small", kv_memory_bytes=128 * 256)
     with pytest.raises(ConfigError, match="context of 256 tokens, this replica one of 512"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from thinkstream_client.errors import InvalidRequest, PromptTooLong
-from thinkstream_client.records import SamplingParams
+from thinkstream_client.protocol.functions import job_cost
+from thinkstream_client.records import Request, SamplingParams
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_workers.resolve import Limits, check_prompt, resolve, sampling_note
 from thinkstream_workers.sampling import ResolvedSampling
@@ -42,6 +44,16 @@ def test_the_length_is_cut_at_the_context() -> None:
     assert resolved(SamplingParams(max_tokens=5)).max_tokens == 5
     assert resolved(SamplingParams()).max_tokens == 990
     assert resolved(SamplingParams(max_tokens=5_000), 999).max_tokens == 1
+
+
+def test_a_length_that_nobody_gives_is_what_the_job_was_charged_for() -> None:
+    roomy = Limits(max_context=10_000, num_ids=50)
+
+    def max_tokens(defaults: GenerationDefaults) -> int:
+        return resolve(SamplingParams(), defaults, job_id="j", num_prompt_tokens=1, limits=roomy).max_tokens
+
+    assert max_tokens(DEFAULTS) == job_cost(Request(token_ids=(1,))) - 1
+    assert max_tokens(replace(DEFAULTS, max_tokens=5)) == 5
 
 
 def test_a_job_without_a_seed_has_its_ids() -> None:

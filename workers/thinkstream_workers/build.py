@@ -70,13 +70,13 @@ def build_engine(
     )
     batcher = Batcher(
         BlockManager(num_blocks, config.block_size),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.slots,
+        max_num_batched_tokens=config.step_tokens,
         max_context=max_context,
     )
     logger.info(
         "KV cache: %d blocks of %d tokens, context of up to %d tokens, up to %d sequences at once",
-        num_blocks, config.block_size, max_context, config.max_num_seqs,
+        num_blocks, config.block_size, max_context, config.slots,
     )  # fmt: skip
     return Engine(
         batcher=batcher,
@@ -97,7 +97,7 @@ def _affordable_blocks(thinker: Thinker, config: EngineConfig) -> int:
     elif num_bytes is None:
         share_bytes = int(host_memory.free_bytes() * config.machine_share * _CPU_KV_SHARE)
         context = min(config.max_context or math.inf, thinker.config.max_position_embeddings)
-        useful_bytes = config.max_num_seqs * math.ceil(context / config.block_size) * block_bytes
+        useful_bytes = config.slots * math.ceil(context / config.block_size) * block_bytes
         num_bytes = max(_CPU_KV_MIN_BYTES, min(share_bytes, useful_bytes))
     if num_bytes < block_bytes:
         raise ConfigError(

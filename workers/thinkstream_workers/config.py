@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thinkstream_client.errors import ConfigError
 from thinkstream_client.keys import check_name
 from thinkstream_client.settings import RedisSettings
 
-from .engine_config import EngineConfig
+from .engine_config import EngineConfig, check_at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +50,9 @@ class ReplicaConfig:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
-        _at_least("slots", self.slots, 1)
-        _at_least("lease_ms", self.lease_ms, 100)
-        _at_least("max_context", self.max_context, 2)
-        _at_least("step_tokens", self.step_tokens, self.slots)
-        _at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
-        _at_least("num_threads", self.num_threads, 1)
+        check_at_least("lease_ms", self.lease_ms, 100)
+        check_at_least("num_threads", self.num_threads, 1)
+        _ = self.engine  # which checks all others
 
     @property
     def namespace(self) -> str:
@@ -66,9 +62,10 @@ class ReplicaConfig:
     @property
     def engine(self) -> EngineConfig:
         """The limits of the replica's engine: a slot is a sequence."""
+        usual = max(self.slots, self._usual_step_tokens)
         return EngineConfig(
-            max_num_seqs=self.slots,
-            max_num_batched_tokens=self.step_tokens or max(self.slots, self._usual_step_tokens),
+            slots=self.slots,
+            step_tokens=usual if self.step_tokens is None else self.step_tokens,
             kv_memory_bytes=self.kv_memory_bytes,
             machine_share=self.machine_share,
             max_context=self.max_context,
@@ -87,8 +84,3 @@ class ReplicaConfig:
     def _usual_step_tokens(self) -> int:
         # A step must take far less than a lease: the loop shows that it is alive between steps.
         return 512 if self._is_on_cpu else 2_048
-
-
-def _at_least(field: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise ConfigError(f"{field}: got {value}, allowed: at least {low}")

@@ -12,13 +12,13 @@ class EngineConfig:
     """Limits of one engine.
 
     Attributes:
-        max_num_seqs: Sequences that are decoded together.
-        max_num_batched_tokens: Tokens of one step, prefill and decode together.
+        slots: Sequences at once.
+        step_tokens: Tokens of one step, prefill and decode together.
         block_size: Tokens per block of the KV cache.
         num_blocks: Blocks of the KV cache; None sizes it by ``kv_memory_bytes``.
         kv_memory_bytes: Memory for the KV cache; None is nine tenths of what is free on a GPU once the
             weights are there, and a quarter of it on a CPU, where others live too: at least 64 MiB, and no
-            more than ``max_num_seqs`` sequences of full length need. Only without ``num_blocks``.
+            more than ``slots`` sequences of full length need. Only without ``num_blocks``.
         machine_share: Part of a CPU's free memory that counts as free for this engine, in (0, 1].
         max_context: Tokens of prompt and result of one sequence; None is what the model was made for,
             or what the KV cache holds where that is less.
@@ -27,8 +27,8 @@ class EngineConfig:
         ConfigError: A value outside its range, or two that contradict each other.
     """
 
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 2_048
+    slots: int = 32
+    step_tokens: int = 2_048
     block_size: int = 16
     num_blocks: int | None = None
     kv_memory_bytes: int | None = None
@@ -36,12 +36,12 @@ class EngineConfig:
     max_context: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
-        _at_least("block_size", self.block_size, 1)
-        _at_least("num_blocks", self.num_blocks, 1)
-        _at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
-        _at_least("max_context", self.max_context, 2)
+        check_at_least("slots", self.slots, 1)
+        check_at_least("step_tokens", self.step_tokens, self.slots)
+        check_at_least("block_size", self.block_size, 1)
+        check_at_least("num_blocks", self.num_blocks, 1)
+        check_at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
+        check_at_least("max_context", self.max_context, 2)
         if not 0.0 < self.machine_share <= 1.0:
             raise ConfigError(f"machine_share: got {self.machine_share!r}, allowed: a number in (0, 1]")
         if self.num_blocks is not None and self.kv_memory_bytes is not None:
@@ -51,7 +51,12 @@ class EngineConfig:
             )
 
 
-def _at_least(field: str, value: int | None, low: int) -> None:
+def check_at_least(field: str, value: int | None, low: int) -> None:
+    """Checks a setting that may be left out.
+
+    Raises:
+        ConfigError: It is no integer, or less than ``low``.
+    """
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < low:  # pyright: ignore[reportUnnecessaryIsInstance]

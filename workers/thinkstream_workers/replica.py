@@ -107,8 +107,8 @@ class Replica:
             limits = self._config.engine
             warm_up.size_step(
                 self._config.lease_ms,
-                num_seqs=limits.max_num_seqs,
-                usual_tokens=limits.max_num_batched_tokens,
+                num_seqs=limits.slots,
+                usual_tokens=limits.step_tokens,
             )
         self._session.open()
         self._run_thread("intake", self._intake.run)
@@ -169,8 +169,8 @@ class Replica:
         agreed = self._connection.run(functions.context_claim(keys, room))
         if room < agreed or (asked is not None and asked != agreed):
             raise ConfigError(
-                f"namespace {keys.namespace} serves a context of {agreed} tokens, this replica one of {room}: "
-                f"start it with --max-context {agreed} and the memory for it, "
+                f"namespace {keys.namespace} serves a context of {agreed} tokens, "
+                f"this replica one of {room}: start it with --max-context {agreed} and the memory for it, "
                 "or in a namespace of its own with --namespace NAME"
             )
         return agreed

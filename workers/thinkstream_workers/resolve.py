@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from thinkstream_client.errors import InvalidRequest, PromptTooLong
+from thinkstream_client.protocol.job_calls import DEFAULT_MAX_TOKENS
 from thinkstream_client.protocol.wire import default_seed
 from thinkstream_client.records import SamplingParams
 from thinkstream_model.generation import GenerationDefaults
@@ -63,7 +64,7 @@ def resolve(
     """
     _check_ids("sampling.logit_bias", params.logit_bias, limits.num_ids)
     ends = () if params.ignore_eos else defaults.eos_token_ids
-    max_tokens = _or(params.max_tokens, defaults.max_tokens)
+    max_tokens = _or(params.max_tokens, _or(defaults.max_tokens, DEFAULT_MAX_TOKENS))
     return ResolvedSampling(
         temperature=_or(params.temperature, defaults.temperature),
         top_p=_or(params.top_p, defaults.top_p),

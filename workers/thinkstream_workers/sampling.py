@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from thinkstream_client.protocol.job_calls import DEFAULT_MAX_TOKENS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedSampling:
@@ -28,7 +30,7 @@ class ResolvedSampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    max_tokens: int = 1024
+    max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
