@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.acts import HandPool
 from tests.support.lossy_proxy import LossyProxy
 from tests.support.worker import HandWorker, text_of, tokens_of
 
@@ -22,8 +23,6 @@ from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler
 from thinkstream_scheduler.redis_queue import RedisQueue
-
-from .test_zombies import HandPool
 
 if TYPE_CHECKING:
     from tests.support.world import World

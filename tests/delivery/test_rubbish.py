@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.support.acts import HandPool
 from tests.support.worker import tokens_of
 
 from thinkstream_client.errors import ThinkstreamError
@@ -17,8 +18,6 @@ from thinkstream_client.records import JobStatus, Request
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler
 from thinkstream_scheduler.redis_queue import RedisQueue
-
-from .test_zombies import HandPool
 
 if TYPE_CHECKING:
     from tests.support.world import World

@@ -4,84 +4,34 @@ when the rest of the world has gone on without it, does no harm.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.acts import (
+    Act,
+    HandPool,
+    cancelled,
+    done_elsewhere,
+    drained,
+    expired,
+    owned_by_another,
+    reaped,
+    retried,
+    taken_over,
+)
 from tests.support.call_sites import CallSites
-from tests.support.worker import HandWorker, text_of, tokens_of
+from tests.support.worker import HandWorker
 
-from thinkstream_client import Client
-from thinkstream_client.errors import JobCancelled, JobNotFound, ResultExpired
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.protocol.functions import Claimed
-from thinkstream_client.records import JobRef, SessionId
+from thinkstream_client.records import JobRef
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler
 from thinkstream_scheduler.redis_queue import RedisQueue
 
 if TYPE_CHECKING:
     from tests.support.world import World
-
-Act = Callable[["World", HandWorker], None]
-
-
-@pytest.fixture
-def sites(world: World, monkeypatch: pytest.MonkeyPatch) -> CallSites:
-    return CallSites(monkeypatch, world.connection)
-
-
-# What the others do in the meantime.
-
-
-def reaped(world: World, worker: HandWorker) -> None:
-    world.reap(worker.session.id)
-
-
-def taken_over(world: World, worker: HandWorker) -> None:
-    world.reap(worker.session.id)
-    other = world.worker()
-    other.assign(world.claim(other.session.id))
-    other.turn(2)  # and stops for good, like one that died
-    world.reap(other.session.id)
-
-
-def owned_by_another(world: World, worker: HandWorker) -> None:
-    world.reap(worker.session.id)
-    other = world.worker()
-    other.assign(world.claim(other.session.id))
-    other.turn()
-
-
-def done_elsewhere(world: World, worker: HandWorker) -> None:
-    world.reap(worker.session.id)
-    other = world.worker()
-    other.assign(world.claim(other.session.id))
-    other.turn(8)
-    other.close()
-
-
-def cancelled(world: World, worker: HandWorker) -> None:
-    del worker
-    world.cancel(world.refs)
-
-
-def expired(world: World, worker: HandWorker) -> None:
-    del worker
-    world.make_due("deadline")
-
-
-def retried(world: World, worker: HandWorker) -> None:
-    world.make_due("retry")
-    world.claim(worker.session.id)
-
-
-def drained(world: World, worker: HandWorker) -> None:
-    del world
-    worker.close()
 
 
 def work(world: World) -> HandWorker:
@@ -177,27 +127,6 @@ def end_all(world: World) -> None:
     world.check_end()
 
 
-class HandPool:
-    """Replicas that are there, of which one may be reported dead, once."""
-
-    def __init__(self, *workers: HandWorker) -> None:
-        self._workers = {worker.session.id.partition(".")[0]: worker for worker in workers}
-        self.dead: list[str] = []
-
-    def keep(self, name: str) -> None:
-        del name
-
-    def assign(self, name: str, jobs: Sequence[Claimed]) -> None:
-        self._workers[name].assign(jobs)
-
-    def sessions(self) -> dict[SessionId, str]:
-        return {worker.session.id: name for name, worker in self._workers.items()}
-
-    def deaths(self) -> list[str]:
-        dead, self.dead = self.dead, []
-        return dead
-
-
 def another_scheduler(world: World, worker: HandWorker) -> None:
     queue = RedisQueue(world.settings)
     Scheduler(SchedulerConfig(redis=world.settings, num_replicas=0), queue, HandPool(worker)).turn()
@@ -263,70 +192,3 @@ def test_a_scheduler_wakes_up_anywhere(world: World, sites: CallSites, act: Act)
             world.clear()
             assert schedule(world, sites, place, when, act)
             end_all(world)
-
-
-def ended(world: World, worker: HandWorker) -> None:
-    worker.assign(world.claim(worker.session.id))
-    worker.turn(8)
-
-
-def result_gone(world: World, worker: HandWorker) -> None:
-    ended(world, worker)
-    world.raw.delete(*(world.keys.out(ref) for ref in world.refs))
-
-
-def all_gone(world: World, worker: HandWorker) -> None:
-    """Redis lost everything; the replica comes back as another session."""
-    world.raw.flushall()
-    worker.beat()
-    worker.beat()
-
-
-CLIENT_ACTS: dict[Act, tuple[type[Exception], ...]] = {
-    ended: (),
-    taken_over: (),
-    cancelled: (JobCancelled,),
-    result_gone: (ResultExpired,),
-    all_gone: (JobNotFound, ResultExpired),
-}
-
-
-@pytest.mark.parametrize("act", CLIENT_ACTS, ids=lambda act: act.__name__)
-def test_a_client_wakes_up_anywhere(
-    world: World, sites: CallSites, act: Act, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("thinkstream_client.core.follow.STATUS_EVERY_S", 0.0)
-    monkeypatch.setattr("thinkstream_client.core.chunk_stream._BLOCK_MS", 1)
-    allowed = CLIENT_ACTS[act]
-    text, num_places, place = text_of(tokens_of("j", 4)), 1, 0
-    while place < num_places:
-        for when in ("before", "after"):
-            world.clear()
-            worker = world.worker()
-            ref = JobRef("default", "j")
-            world.refs[ref] = 4
-
-            def move_on(worker: HandWorker = worker) -> None:
-                worker.assign(world.claim(worker.session.id))
-                worker.publisher.beat_soon()
-                worker.turn()
-
-            sites.on_every = move_on
-            sites.arm(place, when, functools.partial(act, world, worker))
-            texts: list[str] = []
-            with Client(settings=world.settings) as client:
-                job = client.submit("a prompt", id="j", max_tokens=4, ignore_eos=True)
-                with contextlib.suppress(*allowed):
-                    texts.append("".join(chunk.text for chunk in job.stream()))
-                with contextlib.suppress(*allowed):
-                    texts.append(job.text())
-                with contextlib.suppress(*allowed):
-                    job.cancel()
-            num_places = max(num_places, len(sites.names))
-            assert set(texts) <= {text}, (place, when)
-            if not allowed:
-                assert texts == [text, text]
-            if act is not result_gone:
-                world.check()
-        place += 1
-    assert num_places > 8
