@@ -8,8 +8,8 @@ CLAIM_CHECKS = (
     Mutation(
         check="the session is known",
         function="claim",
-        remove="if not v[1] or not lease or",
-        put="if not lease or",
+        remove="if not slots or type(num_owned)",
+        put="if type(num_owned)",
         test="test_a_lease_that_is_over_takes_no_jobs[valkey]",
     ),
     Mutation(
@@ -29,7 +29,7 @@ CLAIM_CHECKS = (
     Mutation(
         check="slots cap",
         function="claim",
-        remove="math.min(tonumber(argv[2]), tonumber(v[1]) - redis.call('HLEN', P .. 'own:' .. session))",
+        remove="math.min(tonumber(argv[2]), slots - num_owned)",
         put="tonumber(argv[2])",
         test="test_slots_and_draining[valkey]",
     ),

@@ -71,7 +71,13 @@ def judge(mutations: Sequence[Mutation]) -> Iterator[Verdict]:
     if sound.failed_in is not None or sound.num_run < len(set(tests)):
         raise RuntimeError("the tests do not pass on the library as it is")
     for mutation in mutations:
+        yield Verdict(mutation=mutation, problem=_problem(mutation))
+
+
+def _problem(mutation: Mutation) -> str:
+    try:
         with loaded(mutation):
             found = run([mutation.test])
-        problem = "" if found.failed_in == "call" else f"survives ({found.failed_in or 'passed'})"
-        yield Verdict(mutation=mutation, problem=problem)
+    except ValueError as error:
+        return str(error)
+    return "" if found.failed_in == "call" else f"survives ({found.failed_in or 'passed'})"
