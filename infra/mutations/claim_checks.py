@@ -8,8 +8,8 @@ CLAIM_CHECKS = (
     Mutation(
         check="the session is known",
         function="claim",
-        remove="if not slots or type(num_owned)",
-        put="if type(num_owned)",
+        remove="session, 'slots', 'draining')",
+        put="session, 'slots', 'draining')\n  v[1] = v[1] or '9'",
         test="test_a_lease_that_is_over_takes_no_jobs[valkey]",
     ),
     Mutation(
@@ -29,8 +29,8 @@ CLAIM_CHECKS = (
     Mutation(
         check="slots cap",
         function="claim",
-        remove="math.min(tonumber(argv[2]), slots - num_owned)",
-        put="tonumber(argv[2])",
+        remove="while #rows - 2 < k do",
+        put="while #rows - 2 < tonumber(argv[2]) do",
         test="test_slots_and_draining[valkey]",
     ),
     Mutation(
