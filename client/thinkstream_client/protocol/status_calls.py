@@ -226,19 +226,24 @@ def _tenant(
 
 
 def _session(name: bytes, lease_left_ms: int, owned: int, flat: Any) -> SessionInfo:
-    found = {field: value.decode() for field, value in _pairs(flat).items()}
+    found = {field: value.decode(errors="replace") for field, value in _pairs(flat).items()}
     tenant, _, job_id = found.get("alone", "").partition(":")
     return SessionInfo(
-        session=SessionId(name.decode()),
+        session=SessionId(name.decode(errors="replace")),
         replica=found.get("replica", ""),
-        slots=int(found.get("slots", "0")),
+        slots=_count(found.get("slots", "")),
         owned=owned,
         draining=found.get("draining") == "1",
         lease_left_ms=lease_left_ms,
-        since_ms=int(found.get("since", "0")),
+        since_ms=_count(found.get("since", "")),
         alone=JobRef(tenant, job_id) if job_id else None,
         info={f.removeprefix("info:"): v for f, v in found.items() if f.startswith("info:")},
     )
+
+
+def _count(text: str) -> int:
+    """A number as sessions write it; 0 for what others wrote, so that such a session is given nothing."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
 def _event(entry_id: bytes, found: dict[str, bytes]) -> Event:

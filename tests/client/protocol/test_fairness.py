@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import redis
 
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions, wire
@@ -117,3 +119,41 @@ def test_classes_come_first_and_none_starves(queue: Queue) -> None:
     queue.claim()
     queue.serve(72)
     assert queue.served.count("patient") == 10, "every eighth"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-5", "0", "1e400", "x", ""])
+@pytest.mark.parametrize(
+    ("key", "field"),
+    [
+        (KEYS.tenants(0), "weight"),
+        (KEYS.tenants(0), "running"),
+        (KEYS.tenants(0), "rate"),
+        (KEYS.usage(0), "level"),
+        (KEYS.usage(0), "level_ms"),
+        (KEYS.usage(0), "running"),
+        (KEYS.wfq(0, 1), "vt"),
+    ],
+)
+def test_a_setting_that_is_no_number_stops_nobody(redis_url: str, key: str, field: str, value: str) -> None:
+    queue = Queue(redis_url)
+    raw: Any = redis.Redis.from_url(redis_url)
+    raw.hset(KEYS.tenants(0), "bad:rate", "1000000")
+    raw.hset(key, "vt:bad" if field == "vt" else f"bad:{field}", value)
+    for tenant in ("bad", "good"):
+        queue.submit(tenant, 2)
+    queue.claim()
+    queue.serve(2)
+    assert sorted(queue.served) == ["bad", "bad", "good", "good"]
+    raw.close()
+
+
+def test_places_in_line_that_are_no_numbers_start_anew(redis_url: str) -> None:
+    queue = Queue(redis_url)
+    raw: Any = redis.Redis.from_url(redis_url)
+    for value in ("nan", "inf", "x"):
+        raw.hset(KEYS.wfq(0, 1), mapping={"vmin": value, "turn": value})
+        raw.hset(KEYS.wfq(0, 0), "turn", value)
+        queue.submit(value, 1)
+        queue.claim()
+    assert queue.served == ["nan", "inf", "x"]
+    raw.close()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from thinkstream_client.errors import Fenced
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
@@ -335,3 +336,19 @@ def test_confirm(queue: Queue) -> None:
     (ref,) = queue.submit("j")
     queue.run(functions.confirm(KEYS, ref))
     assert queue.raw.hexists(KEYS.job(ref), "confirmed")
+
+
+@pytest.mark.parametrize("slots", ["abc", "nan", "inf", "-1", "1.5", b"\xff"])
+def test_a_broken_session_is_given_nothing_and_stops_nobody(queue: Queue, slots: str | bytes) -> None:
+    queue.submit("j")
+    broken, sound = queue.hello(), queue.hello()
+    queue.raw.hset(KEYS.session(0, broken), "slots", slots)
+    queue.raw.zadd(KEYS.leases(0), {"text": 9e15, "owns-text": 9e15})
+    queue.raw.set(KEYS.session(0, SessionId("text")), "text")
+    queue.raw.set(KEYS.own(0, SessionId("owns-text")), "text")
+    free = {one.session: one.free_slots for one in queue.run(functions.sessions(KEYS, 0))}
+    assert free == {broken: 0, sound: 100}
+    for session in (broken, SessionId("text"), SessionId("owns-text")):
+        with pytest.raises(Fenced):
+            queue.claim(session)
+    assert list(queue.claim(sound)) == ["j"]

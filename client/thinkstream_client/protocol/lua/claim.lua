@@ -117,7 +117,7 @@ local function take_fair(P, call, class)
         local job = first_of_queue(P, call, class, tenant)
         if job then
           local wfq = P .. 'wfq:' .. class
-          if tonumber(start) > (tonumber(redis.call('HGET', wfq, 'vmin')) or 0) then
+          if tonumber(start) > amount(redis.call('HGET', wfq, 'vmin')) then
             redis.call('HSET', wfq, 'vmin', start)
           end
           charge(P, class, tenant, job.cost)
@@ -132,7 +132,7 @@ end
 
 -- The next job by class: the first that has one, and each AGING-th time the last that has one.
 local function next_job(P, call)
-  local turn = (tonumber(redis.call('HGET', P .. 'wfq:0', 'turn')) or 0) + 1
+  local turn = amount(redis.call('HGET', P .. 'wfq:0', 'turn')) + 1
   for i = 1, #CLASSES do
     local class = CLASSES[turn % AGING == 0 and #CLASSES + 1 - i or i]
     local job = take_again(P, call, class) or take_fair(P, call, class)
@@ -170,16 +170,17 @@ end
 local function claim(keys, argv)
   local P, session = keys[1], argv[1]
   local call = { now = now_ms(), cleared = 0, room = {} }
-  local v = redis.call('HMGET', P .. 'session:' .. session, 'slots', 'draining')
+  local v = redis.pcall('HMGET', P .. 'session:' .. session, 'slots', 'draining')
+  local slots, num_owned = whole(v[1], 0), redis.pcall('HLEN', P .. 'own:' .. session)
   local lease = tonumber(redis.call('ZSCORE', P .. 'leases', session))
-  if not v[1] or not lease or lease < call.now then
+  if not slots or type(num_owned) ~= 'number' or not lease or lease < call.now then
     return { 'FENCED' }
   end
   local rows = { 'OK', call.now }
   if v[2] == '1' then
     return rows
   end
-  local k = math.min(tonumber(argv[2]), tonumber(v[1]) - redis.call('HLEN', P .. 'own:' .. session))
+  local k = math.min(tonumber(argv[2]), slots - num_owned)
   while #rows - 2 < k do
     local job = next_job(P, call)
     if not job then

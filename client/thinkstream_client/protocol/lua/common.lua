@@ -24,10 +24,20 @@ local function split(member)
   return string.match(member, '^([^:]+):([^:]+)$')
 end
 
+-- Adds to a field of a hash by the command given and returns the sum; one that holds no number begins anew.
+local function add(command, key, field, by)
+  local sum = redis.pcall(command, key, field, by)
+  if type(sum) == 'table' then
+    redis.call('HSET', key, field, by)
+    sum = by
+  end
+  return tonumber(sum)
+end
+
 -- Adds to a counter and removes it at zero, so that a tenant who left leaves nothing behind.
 local function count(P, tenant, what, by)
   local field = tenant .. ':' .. what
-  if redis.call('HINCRBY', P .. 'usage', field, by) <= 0 then
+  if add('HINCRBY', P .. 'usage', field, by) <= 0 then
     redis.call('HDEL', P .. 'usage', field)
   end
 end

@@ -3,10 +3,23 @@
 -- tenants without backlog (vt:<tenant>).
 
 local NUM_BURST_S = 10
+local MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000
+local MANY = 1e18
+
+-- A text as a number within bounds, nil for any other: to Lua "nan" and "inf" are numbers too.
+local function number(text, low, high)
+  local value = tonumber(text)
+  return value and value >= low and value <= high and value or nil
+end
+
+-- A tenant's cap or what it uses of one; what is no number counts for nothing.
+local function amount(text)
+  return number(text, 0, MANY) or 0
+end
 
 local function virtual_time(P, class, tenant)
   local v = redis.call('HMGET', P .. 'wfq:' .. class, 'vmin', 'vt:' .. tenant)
-  return math.max(tonumber(v[1]) or 0, tonumber(v[2]) or 0)
+  return math.max(amount(v[1]), amount(v[2]))
 end
 
 -- Puts a tenant among those with a backlog; a newcomer may not be served for the time it was away.
@@ -39,14 +52,14 @@ end
 -- Moves a tenant's virtual time by what a job cost, or cost more or less than was charged.
 local function charge(P, class, tenant, cost)
   local v = redis.call('HMGET', P .. 'tenants', tenant .. ':weight', tenant .. ':rate')
-  local amount = cost / (tonumber(v[1]) or 1)
+  local passed = cost / (number(v[1], MIN_WEIGHT, MAX_WEIGHT) or 1)
   if redis.call('ZSCORE', P .. 'ready:' .. class, tenant) then
-    redis.call('ZINCRBY', P .. 'ready:' .. class, amount, tenant)
+    redis.call('ZINCRBY', P .. 'ready:' .. class, passed, tenant)
   else
-    redis.call('HINCRBYFLOAT', P .. 'wfq:' .. class, 'vt:' .. tenant, string.format('%.6f', amount))
+    add('HINCRBYFLOAT', P .. 'wfq:' .. class, 'vt:' .. tenant, string.format('%.6f', passed))
   end
   if v[2] then
-    redis.call('HINCRBYFLOAT', P .. 'usage', tenant .. ':level', string.format('%.6f', -cost))
+    add('HINCRBYFLOAT', P .. 'usage', tenant .. ':level', string.format('%.6f', -cost))
   end
 end
 
@@ -55,14 +68,14 @@ end
 -- The rate is a bucket that may go into debt: a job is charged when claimed and corrected when it ends.
 local function room(P, tenant, now)
   local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':running', tenant .. ':rate')
-  local max_running, rate = tonumber(caps[1]) or 0, tonumber(caps[2]) or 0
+  local max_running, rate = amount(caps[1]), amount(caps[2])
   if rate > 0 then
     local usage = P .. 'usage'
     local v = redis.call('HMGET', usage, tenant .. ':level', tenant .. ':level_ms')
     local full = rate * NUM_BURST_S
-    local level = full
-    if v[2] then
-      level = math.min(full, (tonumber(v[1]) or 0) + rate * math.max(0, now - tonumber(v[2])) / 1000)
+    local level, since = full, number(v[2], 0, MANY)
+    if since then
+      level = math.min(full, (number(v[1], -MANY, MANY) or 0) + rate * math.max(0, now - since) / 1000)
     end
     redis.call('HSET', usage, tenant .. ':level', string.format('%.6f', level), tenant .. ':level_ms', now)
     if level <= 0 then
@@ -72,5 +85,5 @@ local function room(P, tenant, now)
   if max_running <= 0 then
     return math.huge
   end
-  return max_running - (tonumber(redis.call('HGET', P .. 'usage', tenant .. ':running')) or 0)
+  return max_running - amount(redis.call('HGET', P .. 'usage', tenant .. ':running'))
 end

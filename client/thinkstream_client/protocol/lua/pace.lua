@@ -20,8 +20,9 @@ local function note_end(P, tenant, now)
   end
   local key = P .. 'pace:' .. tenant
   local v = redis.call('HMGET', key, 'every_ms', 'last')
-  local every_ms, passed = tonumber(v[1]), v[2] and math.max(0, now - tonumber(v[2]))
-  if passed then
+  local every_ms, last = number(v[1], 0, MANY), number(v[2], 0, MANY)
+  if last then
+    local passed = math.max(0, now - last)
     every_ms = every_ms and every_ms + (passed - every_ms) / PACE_SHARE or passed
     redis.call('HSET', key, 'every_ms', string.format('%.3f', every_ms))
   end
@@ -33,15 +34,16 @@ end
 -- the jobs of mean size that must go first.
 local function retry_ms(P, tenant, excess_bytes)
   local v = redis.call('HMGET', P .. 'pace:' .. tenant, 'every_ms', 'last')
-  if not v[2] then
+  local last = number(v[2], 0, MANY)
+  if not last then
     return UNKNOWN_MS
   end
   local num_jobs = 1
   if excess_bytes then
     local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
-    local mean = (tonumber(used[2]) or 0) / math.max(1, tonumber(used[1]) or 0)
+    local mean = amount(used[2]) / math.max(1, amount(used[1]))
     num_jobs = math.max(1, math.ceil(excess_bytes / math.max(1, mean)))
   end
-  local wait = math.max(tonumber(v[1]) or 0, now_ms() - tonumber(v[2])) * num_jobs
+  local wait = math.max(amount(v[1]), now_ms() - last) * num_jobs
   return math.floor(math.min(MAX_RETRY_MS, math.max(MIN_RETRY_MS, wait)))
 end

@@ -217,8 +217,11 @@ local function sessions(keys)
   local P, now, rows = keys[1], now_ms(), {}
   local leases = redis.call('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES')
   for i = 1, #leases, 2 do
-    rows[#rows + 1] = { leases[i], leases[i + 1] - now, redis.call('HLEN', P .. 'own:' .. leases[i]),
-      redis.call('HGETALL', P .. 'session:' .. leases[i]) }
+    local num_owned = redis.pcall('HLEN', P .. 'own:' .. leases[i])
+    local fields = redis.pcall('HGETALL', P .. 'session:' .. leases[i])
+    if type(num_owned) == 'number' and not fields.err then
+      rows[#rows + 1] = { leases[i], leases[i + 1] - now, num_owned, fields }
+    end
   end
   return rows
 end
