@@ -14,8 +14,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from thinkstream_client.errors import ServiceUnavailable
@@ -25,6 +28,8 @@ from . import processes
 _OBJECT_STORE_BYTES = 100 << 20  # only control messages pass through it; Ray's least is 75 MiB
 _SHORT_TEMP = Path("/tmp")
 _STRAGGLER_TIMEOUT_S = 1.0
+_MAX_LOOKS = 10
+_LOOK_AGAIN_S = 0.05
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
@@ -48,7 +53,7 @@ class RayRuntime:
 
     Raises:
         ServiceUnavailable: Ray cannot be reached or started.
-        KeyboardInterrupt: SIGTERM came meanwhile.
+        KeyboardInterrupt: SIGTERM came meanwhile; Ray is left again by then.
     """
 
     def __init__(self, *, address: str | None, show_logs: bool) -> None:
@@ -66,7 +71,7 @@ class RayRuntime:
             }
         _set_environment(is_local=address is None)
         try:
-            with _kept_signal_handlers():
+            with _sigterm_afterwards():
                 import ray
 
                 ray.init(logging_level=logging.ERROR, log_to_driver=show_logs, **options)
@@ -75,10 +80,9 @@ class RayRuntime:
             where = f"at {address}" if address else "on this machine"
             first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise ServiceUnavailable(f"Ray {where} does not work: {first_line}") from error
-        except SystemExit:
-            # What Ray's own handler of SIGTERM raises while ``ray.init`` runs.
+        except BaseException:
             self.close()
-            raise KeyboardInterrupt from None
+            raise
 
     def local_processes(self) -> list[int]:
         """Ids of the processes of a cluster of our own, actors included."""
@@ -100,10 +104,15 @@ class RayRuntime:
         ours = self._ours()
         ray.shutdown()
         # Ray's agents look for their parent's death once in a while: a minute after it was killed they
-        # may still be there.
-        processes.end(ours, timeout_s=_STRAGGLER_TIMEOUT_S)
+        # may still be there. What was being started when ``ray.init`` was left, Ray itself may not know.
+        for _ in range(_MAX_LOOKS):
+            ours |= self._ours()
+            if not ours:
+                break
+            processes.end(ours, timeout_s=_STRAGGLER_TIMEOUT_S)
+            ours = {}
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove(self._folder)
 
     def _ours(self) -> dict[int, int]:
         if self._folder is None:
@@ -129,13 +138,47 @@ def _set_environment(*, is_local: bool) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def _remove(folder: Path) -> None:
+    """Removes a folder, again if somebody was just writing into it."""
+    for _ in range(_MAX_LOOKS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_LOOK_AGAIN_S)
+
+
 @contextlib.contextmanager
-def _kept_signal_handlers() -> Generator[None]:
-    """Undoes that ``ray.init`` puts a handler of its own in place of the caller's."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _sigterm_afterwards() -> Generator[None]:
+    """Keeps SIGTERM for the end of a block that calls ``ray.init``, and the caller's handler in its place.
+
+    Ray sets a handler of its own, which raises in the middle of whatever runs: that loses the signal where
+    it is swallowed, and processes that have just been started.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Ray sets none, nor may we
+        yield
+        return
+    has_come = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
+
+    set_handler: Any = signal.signal
+
+    def set_other_handler(number: int, handler: Any) -> Any:
+        return note if number == signal.SIGTERM else set_handler(number, handler)
+
+    former = set_handler(signal.SIGTERM, note)
+    # Only the main thread may set handlers, and it is in ``ray.init``: whoever sets one now is Ray.
+    signal.signal = set_other_handler
     try:
         yield
     finally:
-        if handler is not None:
-            with contextlib.suppress(ValueError):  # not in the main thread, where Ray sets none either
-                signal.signal(signal.SIGTERM, handler)
+        signal.signal = set_handler
+        if former is not None:
+            signal.signal(signal.SIGTERM, former)
+        if has_come:
+            raise KeyboardInterrupt
