@@ -314,14 +314,24 @@ def test_confirm_needs_an_append_only_file(client: Client, worker: Worker) -> No
         client.submit("Hello").result(confirm=True, timeout_s=10)
 
 
-def test_confirm(any_redis_url: str, make_worker: type[Worker]) -> None:
+@pytest.mark.parametrize(("policy", "least_s", "most_s"), [("always", 0.0, 2.0), ("everysec", 2.0, 10.0)])
+def test_confirm(
+    any_redis_url: str, make_worker: type[Worker], policy: str, least_s: float, most_s: float
+) -> None:
     with redis.Redis.from_url(any_redis_url) as raw:
+        raw.config_set("appendfsync", policy)
         raw.config_set("appendonly", "yes")
         other = make_worker(any_redis_url).start()
         try:
             with Client(any_redis_url) as client:
-                result = client.submit("Hello").result(confirm=True, timeout_s=20)
+                job = client.submit("Hello")
+                assert job.result(timeout_s=20).token_ids == EIGHT
+                start_s = time.monotonic()
+                result = job.result(confirm=True, timeout_s=20)
+                took_s = time.monotonic() - start_s
         finally:
             other.close()
             raw.config_set("appendonly", "no")
+            raw.config_set("appendfsync", "everysec")
     assert result.token_ids == EIGHT
+    assert least_s < took_s < most_s

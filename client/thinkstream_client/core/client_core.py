@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from thinkstream_client.errors import (
     ConfigError,
     InvalidRequest,
-    JobNotFound,
     QueueFull,
     ServiceUnavailable,
     StreamForked,
@@ -20,7 +18,6 @@ from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import BatchEnd
 from thinkstream_client.protocol.namespace import settle
 from thinkstream_client.protocol.server_check import ServerInfo, server_check
-from thinkstream_client.protocol.wire import Terminal
 from thinkstream_client.records import JobRef, JobStatus, TokenChunk
 from thinkstream_client.settings import RedisSettings
 
@@ -28,6 +25,7 @@ from .batch_core import BatchCore, BatchOptions
 from .batch_end import closing_calls, wait_for_end
 from .chunk_stream import ChunkStream
 from .compose import BatchItem
+from .durability import is_durable
 from .effects import PER_PIPELINE, Operation, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower
 from .history import JobHistory, history_of
@@ -36,7 +34,6 @@ from .service import ServiceStatus, TenantSettings, ask_all, living_replicas, se
 from .submission import Submission
 
 _READY_EVERY_MS = 200
-_FSYNC_MS = 2000
 
 
 class ClientCore:
@@ -218,7 +215,7 @@ class ClientCore:
         Raises:
             ThinkstreamError: How the job ended otherwise, with ``partial`` set.
             TimeoutError: The end did not come in time.
-            ConfigError: ``confirm`` was asked of a server without an append-only file.
+            ConfigError: ``confirm`` was asked of a server that keeps no append-only file or never syncs it.
         """
         server = yield from self.connect()
         if confirm and not server.append_only:
@@ -235,7 +232,10 @@ class ClientCore:
                 if num_rewinds > MAX_REWINDS:
                     raise
                 continue
-            if not confirm or (yield from self._is_durable(ref, len(result.token_ids), server)):
+            if not confirm:
+                return result
+            num_tokens = len(result.token_ids)
+            if (yield from is_durable(self._keys, ref, num_tokens, server, self._patience_s)):
                 return result
 
     def close_batch(self, tenant: str, batch_id: str) -> Operation[None]:
@@ -256,22 +256,3 @@ class ClientCore:
     def batch(self, items: Iterator[BatchItem], options: BatchOptions) -> BatchCore:
         """Returns a batch; nothing is submitted before its first ``submit_some``."""
         return BatchCore(items, options, lambda: self._keys, patience_s=self._patience_s)
-
-    def _is_durable(self, ref: JobRef, num_tokens: int, server: ServerInfo) -> Operation[bool]:
-        # The field that `confirm` writes is behind the result in the append-only file: once it is on disk, so
-        # is the result. The end is read again because Redis may have gone back before that.
-        on_disk: object = True
-        if server.has_waitaof:
-            calls: tuple[Call[Any], ...] = (
-                functions.confirm(self._keys, ref),
-                functions.durable(self._keys.job(ref), timeout_ms=_FSYNC_MS),
-            )
-            found, on_disk = yield from ask_many(calls, self._patience_s)
-            for reply in (found, on_disk):
-                if isinstance(reply, ThinkstreamError) and not isinstance(reply, JobNotFound):
-                    raise reply
-        else:
-            yield Sleep(_FSYNC_MS)  # `appendfsync everysec` has synced by then
-        sealed = functions.read_results(self._keys, {ref: num_tokens}, block_ms=None, count=None)
-        entries = (yield from ask(sealed, self._patience_s)).get(ref, [])
-        return on_disk is True and any(isinstance(entry, Terminal) for entry in entries)
