@@ -125,17 +125,20 @@ class SamplingParams:
         self._check_bias()
 
     def _check_stops(self) -> None:
-        if not _is_sequence_of(self.stop, str) or len(self.stop) > MAX_STOP_STRINGS:
+        if not _is_sequence_of(self.stop, object) or len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest("sampling.stop", self.stop, f"up to {MAX_STOP_STRINGS} strings")
-        for text in self.stop:
+        for place, text in enumerate(self.stop):
+            allowed = f"a string of 1 to {MAX_STOP_BYTES} bytes"
+            _instance(f"sampling.stop[{place}]", text, str, allowed)
             if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
-                raise InvalidRequest("sampling.stop", text, f"strings of 1 to {MAX_STOP_BYTES} bytes")
-        if not _is_sequence_of(self.stop_token_ids, int) or len(self.stop_token_ids) > MAX_STOP_STRINGS:
+                raise InvalidRequest(f"sampling.stop[{place}]", text, allowed)
+        if not _is_sequence_of(self.stop_token_ids, object) or len(self.stop_token_ids) > MAX_STOP_STRINGS:
             raise InvalidRequest(
                 "sampling.stop_token_ids", self.stop_token_ids, f"up to {MAX_STOP_STRINGS} ids"
             )
-        for token_id in self.stop_token_ids:
-            _integer("stop_token_ids", token_id, 0, (1 << 31) - 1)
+        for place, token_id in enumerate(self.stop_token_ids):
+            _instance(f"sampling.stop_token_ids[{place}]", token_id, int, "an id of the vocabulary")
+            _integer(f"stop_token_ids[{place}]", token_id, 0, (1 << 31) - 1)
 
     def _check_bias(self) -> None:
         is_mapping = isinstance(self.logit_bias, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -187,8 +190,11 @@ class Request:
     def _check_types(self) -> None:
         if self.prompt is not None:
             _instance("prompt", self.prompt, str, "text")
-        if self.messages is not None and not _is_sequence_of(self.messages, Message):
-            raise InvalidRequest("messages", self.messages, "a sequence of messages")
+        if self.messages is not None:
+            if not _is_sequence_of(self.messages, object):
+                raise InvalidRequest("messages", self.messages, "a sequence of messages")
+            for place, message in enumerate(self.messages):
+                _instance(f"messages[{place}]", message, Message, "a message")
         if self.token_ids is not None and not _is_sequence_of(self.token_ids, int):
             raise InvalidRequest("token_ids", self.token_ids, "a sequence of integers")
         _instance("sampling", self.sampling, SamplingParams, "sampling parameters")

@@ -9,6 +9,7 @@ from typing import TypedDict, TypeVar
 
 from thinkstream_client.errors import InvalidRequest
 from thinkstream_client.keys import check_name
+from thinkstream_client.protocol.job_calls import MAX_DEADLINE_MS
 from thinkstream_client.records import PRIORITIES, Message, Request, SamplingParams
 
 T = TypeVar("T")
@@ -82,13 +83,13 @@ def deadline_ms(deadline_s: float | None) -> int | None:
     """Returns a relative deadline in milliseconds.
 
     Raises:
-        InvalidRequest: It is not a number above 0.
+        InvalidRequest: It is not a number above 0, or more than a year.
     """
     if deadline_s is None:
         return None
     is_number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_number or not 0 < deadline_s <= 1e9:
-        raise InvalidRequest("deadline_s", deadline_s, "a number above 0")
+    if not is_number or not 0 < deadline_s <= MAX_DEADLINE_MS / 1000:
+        raise InvalidRequest("deadline_s", deadline_s, f"a number in (0, {MAX_DEADLINE_MS // 1000}]")
     return max(1, round(deadline_s * 1000))
 
 
@@ -142,7 +143,7 @@ def compose_request(
     turns = None if messages is None else _several("messages", messages, "a sequence of messages")
     return Request(
         prompt=prompt,
-        messages=None if turns is None else tuple(_message(turn) for turn in turns),
+        messages=None if turns is None else tuple(_message(place, turn) for place, turn in enumerate(turns)),
         token_ids=None if token_ids is None else _several("token_ids", token_ids, "a sequence of integers"),
         sampling=sampling if sampling is not None else sampling_from_fields(fields or {}),
         grain=LIVE_GRAIN if stream else BULK_GRAIN,
@@ -224,7 +225,16 @@ def _several(field: str, given: Iterable[T], allowed: str) -> tuple[T, ...]:
     return tuple(given)
 
 
-def _message(given: Message | Mapping[str, str] | tuple[str, str]) -> Message:
+def _message(place: int, given: Message | Mapping[str, str] | tuple[str, str]) -> Message:
+    where = f"messages[{place}]"
+    try:
+        return _turn(where, given)
+    except InvalidRequest as error:
+        field = error.field.replace("messages.", f"{where}.", 1)
+        raise InvalidRequest(field, error.value, error.allowed) from None
+
+
+def _turn(where: str, given: Message | Mapping[str, str] | tuple[str, str]) -> Message:
     match given:
         case Message():
             return given
@@ -233,4 +243,4 @@ def _message(given: Message | Mapping[str, str] | tuple[str, str]) -> Message:
         case (role, content):
             return Message(role, content)
         case _:
-            raise InvalidRequest("messages", given, "role and content of each")
+            raise InvalidRequest(where, given, "a role and a content")

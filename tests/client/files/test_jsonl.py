@@ -80,7 +80,7 @@ def test_short_lines() -> None:
         (parse(7, id="", prompt="a"), "line 7: id"),
         (parse(7, id="x", token_ids=["a"]), "line 7: token_ids"),
         (parse(7, id="x", messages=[{"role": "user"}]), "line 7: messages.content"),
-        (parse(7, id="x", messages=[{"role": "robot", "content": ""}]), "line 7: messages.role"),
+        (parse(7, id="x", messages=[{"role": "robot", "content": ""}]), "line 7: messages[0].role"),
         (parse(7, id="x", prompt="a", tags=["a b"]), "line 7: tags"),
         (parse(7, id="x", prompt="a", logit_bias={"x": 1}), "line 7: logit_bias"),
         (parse(7, id="x", prompt="a", stop={"x": 1}), "line 7: sampling.stop"),
