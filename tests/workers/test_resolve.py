@@ -72,6 +72,8 @@ def test_prompts_outside_the_models_reach_are_refused() -> None:
         check_prompt((), LIMITS)
     with pytest.raises(InvalidRequest, match="logit_bias"):
         resolved(SamplingParams(logit_bias={50: 1.0}))
+    with pytest.raises(InvalidRequest, match=r"stop_token_ids: got 50, allowed: ids .* 0 to 49"):
+        resolved(SamplingParams(stop_token_ids=(49, 50)))
 
 
 def test_the_note_is_json_that_holds_every_field() -> None:

@@ -60,9 +60,10 @@ def resolve(
     """Returns the sampling with every field filled in.
 
     Raises:
-        InvalidRequest: A bias names an id outside the vocabulary.
+        InvalidRequest: A bias or a stop names an id outside the vocabulary.
     """
     _check_ids("sampling.logit_bias", params.logit_bias, limits.num_ids)
+    _check_ids("sampling.stop_token_ids", params.stop_token_ids, limits.num_ids)
     ends = () if params.ignore_eos else defaults.eos_token_ids
     max_tokens = _or(params.max_tokens, _or(defaults.max_tokens, DEFAULT_MAX_TOKENS))
     return ResolvedSampling(
