@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from .checkpoint_files import DTYPES, TensorReader, find_tensors
+from .checkpoint_files import DTYPES, StoredTensor, TensorReader, find_tensors
 from .config import ThinkerConfig
-from .layouts import Copy, check_copies, text_tensors
+from .errors import WeightsError
+from .layouts import Copy, check_copies, place_of, text_tensors
 from .parameters import ThinkerWeights
 from .thinker import Thinker
 
@@ -44,13 +46,50 @@ def load_thinker(
     folder = Path(path)
     config = ThinkerConfig.from_json(folder)
     logger.info("loading the Thinker from %s\n%s", folder, config.describe())
-    copies = text_tensors(find_tensors(folder))
-    check_copies(copies, config, folder)
+    copies = _checked_copies(find_tensors(folder), config, folder)
     weights = ThinkerWeights.empty(config, device, dtype or _own_dtype(copies))
     _fill(copies, weights)
     num_bytes = sum(copy.stored.num_bytes for copy in copies)
     logger.info("loaded %d tensors, %d bytes, in %.1f s", len(copies), num_bytes, time.monotonic() - begun)
     return Thinker(weights)
+
+
+def _checked_copies(stored: Mapping[str, StoredTensor], config: ThinkerConfig, folder: Path) -> list[Copy]:
+    """Which tensor goes where, once every place of the model has one.
+
+    Raises:
+        WeightsError: They are not the config's. Of a surplus tensor it also says which one is missing: as a
+            rule that is the same one under another name.
+    """
+    try:
+        copies = text_tensors(stored)
+        check_copies(copies, config, folder)
+    except WeightsError as error:
+        placed = _placed(stored, config)
+        if error.tensor in placed or error.tensor not in stored:
+            raise
+        try:
+            check_copies(text_tensors(placed), config, folder)
+        except WeightsError as other:
+            if other.tensor not in stored:
+                found = f"{error.found}, and for {other.tensor} {other.found}"
+                raise WeightsError(error.file, error.tensor, error.expected, found) from None
+        raise
+    return copies
+
+
+def _placed(stored: Mapping[str, StoredTensor], config: ThinkerConfig) -> dict[str, StoredTensor]:
+    """The tensors for which the model has a place."""
+    destinations = ThinkerWeights.empty(config, "meta", torch.float32).named_destinations()
+    placed: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        try:
+            place = place_of(name)
+        except ValueError:
+            continue
+        if place is not None and place.within(destinations) is not None:
+            placed[name] = tensor
+    return placed
 
 
 def _own_dtype(copies: list[Copy]) -> torch.dtype:

@@ -198,3 +198,38 @@ def test_nothing_is_allocated_for_a_checkpoint_that_does_not_fit(
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_thinker(tmp_path)
+
+
+def _rename(folder: Path, old: str, new: str) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors[new] = tensors.pop(old)
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "missing"),
+    [
+        ("thinker.model.norm.weight", "thinker.model.final_norm.weight", "thinker.model.norm.weight nothing"),
+        (
+            "thinker.model.layers.1.mlp.experts.down_proj",
+            "thinker.model.layers.1.mlp.experts.w2",
+            r"thinker.model.layers.1.mlp.experts.0.down_proj.weight nothing \(and 2 more are missing\)",
+        ),
+    ],
+)
+def test_a_renamed_tensor_is_told_by_both_names(
+    small_checkpoint: Path, old: str, new: str, missing: str
+) -> None:
+    _rename(small_checkpoint, old, new)
+    with pytest.raises(
+        WeightsError, match=rf"{new}: expected no tensor of this name .*, found F32 .*, and for {missing}$"
+    ):
+        load_thinker(small_checkpoint)
+
+
+def test_of_a_surplus_tensor_that_replaces_none_only_its_own_name_is_told(small_checkpoint: Path) -> None:
+    file = small_checkpoint / "model.safetensors"
+    save_file(load_file(file) | {"thinker.extra": torch.zeros(3)}, file)
+    with pytest.raises(WeightsError, match=r"thinker\.extra: expected no tensor of this name .* F32 \[3\]$"):
+        load_thinker(small_checkpoint)
