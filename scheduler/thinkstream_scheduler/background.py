@@ -10,21 +10,22 @@ import sys
 from thinkstream_client.discovery import read_state, remove_state, state_dir
 from thinkstream_client.errors import ServiceUnavailable
 
-from .detached import decode_report, encode_options
+from .detached import decode_report, encode_arguments
 from .leftovers import end_processes, end_remote_actors
-from .serve import MAIN_PROCESS, UpOptions, only_one
+from .serve import MAIN_PROCESS, only_one
+from .up_arguments import UpArguments
 
 LOG_FILE = "up.log"
 FORMER_LOG_FILE = "up.log.1"
 
 
-def start_detached(options: UpOptions) -> None:
+def start_detached(arguments: UpArguments) -> None:
     """Runs `up` in a session of its own and returns once it is ready.
 
     Its output goes to a log file in the state folder, where that of the service before stays too.
 
     Args:
-        options: What it serves.
+        arguments: What it serves.
 
     Raises:
         ConfigError, ServiceUnavailable: What the child said before it ended.
@@ -47,7 +48,7 @@ def start_detached(options: UpOptions) -> None:
         try:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:  # what it died of is told below
-                child.stdin.write(encode_options(options))
+                child.stdin.write(encode_arguments(arguments))
             said = line.read()  # to its end, which comes with the report or the child's death
         except KeyboardInterrupt:
             child.terminate()

@@ -6,31 +6,19 @@ become a line and a code where all commands are run.
 
 from __future__ import annotations
 
-import re
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from thinkstream_client.discovery import read_state
 
+from . import cli_options as options
+
 if TYPE_CHECKING:
-    from .serve import UpOptions
+    from .up_arguments import UpArguments
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", re.IGNORECASE)
 _EXIT_JOB = 3  # what the command line gives for a job that ended without what was asked for
-
-
-def num_bytes(text: str) -> int:
-    """Reads a size: a number and B, KiB, MiB, GiB or TiB; bare numbers are bytes.
-
-    Raises:
-        typer.BadParameter: It is none.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise typer.BadParameter(f"got {text!r}, allowed: a number and KiB, MiB, GiB or TiB, as in 8GiB")
-    return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
 
 
 def register(app: typer.Typer) -> None:
@@ -41,71 +29,29 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    redis: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="A running Redis or Valkey: redis://..., rediss://..., "
-            "redis+sentinel://HOST:PORT,.../SERVICE, redis+cluster://HOST:PORT,...; default: our own.",
-        ),
-    ] = None,
-    partitions: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=1024, help="Partitions of a new namespace; default: 16 in a Cluster, else 1."
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster; default: our own.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="A checkpoint's folder, `demo`, or `random:CONFIG` for random weights.")
-    ] = "demo",
-    replicas: Annotated[int, typer.Option(min=1, max=1024, help="Replicas to hold.")] = 1,
-    slots: Annotated[int, typer.Option(min=1, help="Jobs at once of one replica.")] = 32,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16, float16; default: float32 on a CPU, else the checkpoint's."),
-    ] = None,
-    max_context: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of prompt and result; default: the model's limit.")
-    ] = None,
-    kv_memory: Annotated[
-        int | None,
-        typer.Option(
-            parser=num_bytes,
-            metavar="SIZE",
-            help="Memory of a replica for keys and values, as in 8GiB; default: what is free on a GPU, "
-            "a quarter of it on a CPU.",
-        ),
-    ] = None,
-    lease: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            help="Seconds that a replica may be silent before others get its jobs; a step must take "
-            "less than half of it.",
-        ),
-    ] = 5.0,
-    step_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tokens of one step, at least the slots; default: what a lease has room for."
-        ),
-    ] = None,
-    namespace: Annotated[str, typer.Option(help="First part of every key; one serves one model.")] = "ts",
-    drain: Annotated[float, typer.Option(min=0, help="Seconds that running jobs get at the end.")] = 10.0,
-    detach: Annotated[bool, typer.Option("--detach", help="Run in the background.")] = False,
+    redis: options.RedisUrl = None,
+    partitions: options.Partitions = None,
+    ray: options.RayAddress = None,
+    model: options.Model = "demo",
+    replicas: options.Replicas = 1,
+    slots: options.Slots = 32,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = None,
+    max_context: options.MaxContext = None,
+    kv_memory: options.KvMemory = None,
+    lease: options.Lease = 5.0,
+    step_tokens: options.StepTokens = None,
+    namespace: options.Namespace = "ts",
+    drain: options.Drain = 10.0,
+    detach: options.Detach = False,
 ) -> None:
     """Start the service on this machine and serve until Ctrl-C.
 
     Example: thinkstream up --replicas 2 --detach
     """
-    from .serve import UpOptions, serve
+    from .up_arguments import UpArguments
 
-    began_s = time.monotonic()
-    options = UpOptions(
+    arguments = UpArguments(
         redis_url=redis,
         num_partitions=partitions,
         namespace=namespace,
@@ -121,18 +67,10 @@ def up(
         step_tokens=step_tokens,
         drain_timeout_s=drain,
     )
-    if detach:
-        from .background import start_detached
-
-        start_detached(options)
-        _announce(options, began_s, "`thinkstream down`")
-    else:
-        serve(options, lambda: _announce(options, began_s, "Ctrl-C"))
+    _serve(arguments, detach=detach)
 
 
-def down(
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds until what still runs is killed.")] = 60.0,
-) -> None:
+def down(timeout: options.Timeout = 60.0) -> None:
     """End the service that `up` started on this machine; jobs stay in its queue.
 
     Example: thinkstream down
@@ -156,14 +94,27 @@ def demo() -> None:
         raise typer.Exit(_EXIT_JOB)
 
 
-def _announce(options: UpOptions, began_s: float, how_to_end: str) -> None:
+def _serve(arguments: UpArguments, *, detach: bool) -> None:
+    began_s = time.monotonic()
+    if detach:
+        from .background import start_detached
+
+        start_detached(arguments)
+        _announce(arguments, began_s, "`thinkstream down`")
+    else:
+        from .serve import serve
+
+        serve(arguments, lambda: _announce(arguments, began_s, "Ctrl-C"))
+
+
+def _announce(arguments: UpArguments, began_s: float, how_to_end: str) -> None:
     from thinkstream_client.settings import RedisSettings
 
     state = read_state()
     assert state is not None  # it was written before anybody is told
-    many = "s" if options.num_replicas != 1 else ""
+    many = "s" if arguments.num_replicas != 1 else ""
     typer.echo(
-        f"serving {state.model} with {options.num_replicas} replica{many} "
+        f"serving {state.model} with {arguments.num_replicas} replica{many} "
         f"on {RedisSettings(url=state.url).masked_url} (namespace {state.namespace}), "
         f"ready after {time.monotonic() - began_s:.1f} s; end it with {how_to_end}"
     )

@@ -22,8 +22,8 @@ from .demo_questions import FIRST, demo_questions
 from .demo_view import DemoJob, answer, figures, live_view
 from .embedded import EmbeddedServer
 from .launch import ServiceOptions, start_service
-from .serve import replica_threads
 from .stop_signals import StopSignals
+from .up_arguments import replica_threads
 
 _NUM_REPLICAS = 2
 _NUM_SHOWN = 8

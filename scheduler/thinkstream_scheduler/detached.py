@@ -1,6 +1,6 @@
-"""The process behind `up --detach`: options come in by stdin, and one line goes back about the start.
+"""The process behind `up --detach`: what it serves comes in by stdin, and one line goes back about the start.
 
-Not by arguments: every user of the machine may read those, and the URL may carry a password.
+Not by its command line: every user of the machine may read that, and the URL may carry a password.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TextIO
 
 from thinkstream_client.errors import ConfigError, ServiceError, ServiceUnavailable, ThinkstreamError
 
-from .serve import UpOptions, serve
+from .serve import serve
+from .up_arguments import UpArguments
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,9 @@ class StartReport(NamedTuple):
             raise (ServiceUnavailable if self.may_pass else ConfigError)(self.error)
 
 
-def encode_options(options: UpOptions) -> bytes:
+def encode_arguments(arguments: UpArguments) -> bytes:
     """What the process reads from its stdin."""
-    return json.dumps(asdict(options)).encode()
+    return json.dumps(asdict(arguments)).encode()
 
 
 def decode_report(line: bytes) -> StartReport:
@@ -63,10 +64,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # who outlives this process must not hold the line open
-    options = UpOptions(**json.load(sys.stdin))
+    arguments = UpArguments(**json.load(sys.stdin))
     with os.fdopen(descriptor, "w") as line:
         try:
-            serve(options, lambda: _report(line, StartReport()))
+            serve(arguments, lambda: _report(line, StartReport()))
         except ThinkstreamError as error:
             logger.error("%s", error)
             _report(line, StartReport.of(error))

@@ -30,7 +30,9 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOptions:
-    """What to start.
+    """What a service consists of, with every choice made and a server that runs.
+
+    `up` makes it of its ``UpArguments``; the demo writes it down itself.
 
     Attributes:
         redis: The server and the namespace.

@@ -166,19 +166,20 @@ def _sigterm_afterwards() -> Generator[None]:
         nonlocal has_come
         has_come = True
 
-    set_handler: Any = signal.signal
+    signals: Any = signal
+    set_handler = signals.signal
 
     def set_other_handler(number: int, handler: Any) -> Any:
         return note if number == signal.SIGTERM else set_handler(number, handler)
 
     former = set_handler(signal.SIGTERM, note)
     # Only the main thread may set handlers, and it is in ``ray.init``: whoever sets one now is Ray.
-    signal.signal = set_other_handler
+    signals.signal = set_other_handler
     try:
         yield
     finally:
-        signal.signal = set_handler
+        signals.signal = set_handler
         if former is not None:
-            signal.signal(signal.SIGTERM, former)
+            set_handler(signal.SIGTERM, former)
         if has_come:
             raise KeyboardInterrupt

@@ -16,8 +16,9 @@ from thinkstream_client.cli import app
 from thinkstream_client.discovery import ProcessMark, ServiceState, read_state, write_state
 from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler import detached, processes, serve
-from thinkstream_scheduler.cli import num_bytes
-from thinkstream_scheduler.serve import UpOptions
+from thinkstream_scheduler.cli_options import num_bytes
+from thinkstream_scheduler.embedded import EmbeddedServer
+from thinkstream_scheduler.up_arguments import UpArguments
 
 UNREACHABLE = "redis://127.0.0.1:1"
 
@@ -97,6 +98,30 @@ def test_what_is_wrong_is_one_line_and_a_code(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "/nowhere/at/all"], r"/nowhere/at/all.*no such folder"),
+        (["--device", "gpu"], r"device: got 'gpu', allowed: cpu or cuda"),
+        (["--dtype", "int8"], r"dtype: got 'int8', allowed: float32, bfloat16, float16"),
+        (["--slots", "64", "--step-tokens", "32"], r"step_tokens: got 32, allowed: .* at least 64"),
+        (["--namespace", "a b"], r"namespace: got 'a b', allowed: "),
+        (["--lease", "inf"], r"'--lease': got inf, allowed: a finite number"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_started(
+    command: Command, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: EmbeddedServer) -> None:
+        raise AssertionError("the server was started")
+
+    monkeypatch.setattr(EmbeddedServer, "start", fail)
+    ended = command("up", *arguments)
+    assert ended.code == 2
+    assert re.search(message, ended.err)
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [("4096", 4096), ("64KiB", 65_536), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("1TiB", 1 << 40), ("7B", 7)],
 )
@@ -113,17 +138,17 @@ def test_what_is_no_size_is_one_line(command: Command, text: str) -> None:
 
 
 def test_the_options_of_replicas_reach_them(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[UpOptions] = []
+    asked: list[UpArguments] = []
 
-    def record(options: UpOptions, announce: Callable[[], None]) -> None:
+    def record(arguments: UpArguments, announce: Callable[[], None]) -> None:
         del announce
-        asked.append(options)
+        asked.append(arguments)
 
     monkeypatch.setattr(serve, "serve", record)
     command("up", "--kv-memory", "2GiB", "--lease", "30", "--step-tokens", "64", "--replicas", "2")
-    (options,) = asked
-    assert (options.kv_memory_bytes, options.lease_ms, options.step_tokens) == (2 << 30, 30_000, 64)
-    replica = serve.service_options(options, RedisSettings(UNREACHABLE), "f00d").replica
+    (arguments,) = asked
+    assert (arguments.kv_memory_bytes, arguments.lease_ms, arguments.step_tokens) == (2 << 30, 30_000, 64)
+    replica = arguments.service_options(RedisSettings(UNREACHABLE), "f00d").replica
     assert (replica.kv_memory_bytes, replica.lease_ms, replica.step_tokens) == (2 << 30, 30_000, 64)
     assert replica.machine_share == 0.5
 

@@ -1,0 +1,89 @@
+"""The options of `up`, each with its help text. What they come to is said by ``UpArguments``."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated
+
+import typer
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", re.IGNORECASE)
+
+
+def num_bytes(text: str) -> int:
+    """Reads a size: a number and B, KiB, MiB, GiB or TiB; bare numbers are bytes.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"got {text!r}, allowed: a number and KiB, MiB, GiB or TiB, as in 8GiB")
+    return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"got {seconds}, allowed: a finite number")
+    return seconds
+
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="A running Redis or Valkey: redis://..., rediss://..., "
+        "redis+sentinel://HOST:PORT,.../SERVICE, redis+cluster://HOST:PORT,...; default: our own.",
+    ),
+]
+Partitions = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Partitions of a new namespace; default: 16 in a Cluster, else 1."),
+]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster; default: our own.")
+]
+Model = Annotated[
+    str, typer.Option(help="A checkpoint's folder, `demo`, or `random:CONFIG` for random weights.")
+]
+Replicas = Annotated[int, typer.Option(min=1, max=1024, help="Replicas to hold.")]
+Slots = Annotated[int, typer.Option(min=1, help="Jobs at once of one replica.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, float16; default: float32 on a CPU, else the checkpoint's."),
+]
+MaxContext = Annotated[
+    int | None, typer.Option(min=2, help="Tokens of prompt and result; default: the model's limit.")
+]
+KvMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=num_bytes,
+        metavar="SIZE",
+        help="Memory of a replica for keys and values, as in 8GiB; default: what is free on a GPU, "
+        "a quarter of it on a CPU.",
+    ),
+]
+Lease = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        callback=_finite,
+        help="Seconds that a replica may be silent before others get its jobs; a step must take "
+        "less than half of it.",
+    ),
+]
+StepTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of one step, at least the slots; default: what a lease has room for."),
+]
+Namespace = Annotated[str, typer.Option(help="First part of every key; one serves one model.")]
+Drain = Annotated[
+    float, typer.Option(min=0, callback=_finite, help="Seconds that running jobs get at the end.")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Run in the background.")]
+Timeout = Annotated[
+    float, typer.Option(min=0, callback=_finite, help="Seconds until what still runs is killed.")
+]

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinkstream_client.errors import ConfigError, InvalidRequest
+from thinkstream_model.checkpoint import Checkpoint
+from thinkstream_scheduler.up_arguments import UpArguments, replica_threads
+
+DEMO = Checkpoint.resolve("demo").folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint's folder as far as it is looked at: the weights hold nothing."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text((DEMO / "config.json").read_text())
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("device", "gpu"),
+        ("device", "cuda:x"),
+        ("dtype", "int8"),
+        ("slots", 0),
+        ("step_tokens", 8),
+        ("max_context", 1),
+        ("kv_memory_bytes", 0),
+        ("lease_ms", 5),
+        ("num_replicas", 2_000),
+        ("num_partitions", 0),
+    ],
+)
+def test_a_value_outside_its_range_is_named(field: str, value: object) -> None:
+    wrong: dict[str, Any] = {field: value}
+    with pytest.raises(ConfigError, match=rf"^{field}: got {value!r}, "):
+        UpArguments(**wrong).checked()
+
+
+def test_a_namespace_that_is_no_name_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="namespace"):
+        UpArguments(namespace="a b").checked()
+
+
+def test_the_model_is_named_so_that_actors_find_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert UpArguments(model="demo").checked().model == "demo"
+    assert UpArguments(model="model").checked().model == str(folder)
+    config = folder / "config.json"
+    assert UpArguments(model="random:model/config.json").checked().model == f"random:{config}"
+    assert UpArguments(model="random:model,seed=7").checked().model == f"random:{folder},seed=7"
+
+
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_folder_without_a_config_is_no_model(folder: Path, prefix: str) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"model .*config\.json"):
+        UpArguments(model=f"{prefix}{folder}").checked()
+
+
+def test_a_config_of_another_model_is_told_by_its_field(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("thinker_config", config)
+    text = text.get("text_config", text)
+    del text["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="num_hidden_layers"):
+        UpArguments(model=str(folder)).checked()
+
+
+def test_a_folder_without_weights_is_no_model(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="no weights"):
+        UpArguments(model=str(folder)).checked()
+    assert UpArguments(model=f"random:{folder}").checked()
+
+
+@pytest.mark.parametrize("model", ["random:/nowhere.json", "random:/nowhere.json,seed=x", "/nowhere"])
+def test_a_model_that_is_not_there(model: str) -> None:
+    with pytest.raises(ConfigError, match="no such"):
+        UpArguments(model=model).checked()
+
+
+def test_replicas_share_the_machine() -> None:
+    assert replica_threads(10_000) == 1
+    assert replica_threads(0) == replica_threads(1) >= 1
