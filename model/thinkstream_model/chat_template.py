@@ -1,8 +1,8 @@
 """The checkpoint's chat template: how the turns of a chat are joined into one text.
 
-A template comes with the weights and is code, so it runs in jinja2's sandbox, bounded in time and in
-what it may write. What in its text is a special token, and what only looks like one, is ``chat``'s
-business.
+A template comes with the weights and is code, so it runs in jinja2's sandbox, bounded in how often it may
+go round, in time and in what it may write. What in its text is a special token, and what only looks like
+one, is ``chat``'s business.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _CHATML = (
     "{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
-_MAX_CPU_S = 2.0
+_MAX_ROUNDS = 10_000
+_MAX_ROUNDS_PER_MESSAGE = 1_000
+_MAX_CPU_S = 0.5
 _MAX_CPU_S_PER_MESSAGE = 0.001
 _MAX_EXTRA_CHARACTERS = 1 << 20
 _MAX_FACTOR = 1 << 40
@@ -56,7 +58,7 @@ class ChatTemplate:
         environment = _Sandbox()
         try:
             tree = environment.parse(source)
-            _count_loops(tree)
+            _count_rounds(tree)
             code = cast("Any", environment.compile(tree))
             self._template = environment.template_class.from_code(
                 environment, code, environment.make_globals(None)
@@ -105,6 +107,7 @@ class ChatTemplate:
         size = sum(len(message["content"]) for message in messages)
         budget = _Budget(
             max_characters=4 * size + _MAX_EXTRA_CHARACTERS,
+            max_rounds=_MAX_ROUNDS + _MAX_ROUNDS_PER_MESSAGE * len(messages),
             max_cpu_s=_MAX_CPU_S + _MAX_CPU_S_PER_MESSAGE * len(messages),
         )
         variables = {
@@ -138,9 +141,17 @@ _BUDGET = "_thinkstream_budget"
 class _Budget:
     """What one rendering may still use."""
 
-    def __init__(self, *, max_characters: int, max_cpu_s: float) -> None:
+    def __init__(self, *, max_characters: int, max_rounds: int, max_cpu_s: float) -> None:
         self._characters_left = max_characters
+        self._rounds_left = max_rounds
         self._deadline_s = time.thread_time() + max_cpu_s
+
+    def count_round(self) -> None:
+        # Rounds are the same on every machine; time is for bodies that are long.
+        self._rounds_left -= 1
+        if self._rounds_left < 0:
+            raise TemplateError("the chat template takes too long on these messages")
+        self.check_time()
 
     def check_time(self) -> None:
         # The thread's own time: on a busy machine a good template must not fail.
@@ -164,7 +175,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         self.filters["tojson"] = _to_json
         cast("dict[str, Any]", self.globals)["raise_exception"] = _refuse
-        self.check_time = _check_time
+        self.count_round = _count_round
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Multiply, unless the product could fill the memory by itself."""
@@ -176,18 +187,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         raise TemplateError(f"the chat template uses {operator} on values that are too large")
 
 
-def _count_loops(tree: nodes.Template) -> None:
-    """Look at the clock wherever the template could go round: in loops and in macros."""
+def _count_rounds(tree: nodes.Template) -> None:
+    """Count wherever the template could go round: in loops and in macros."""
     for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
-        check = nodes.Call(nodes.EnvironmentAttribute("check_time"), [], [], None, None)
+        count = nodes.Call(nodes.EnvironmentAttribute("count_round"), [], [], None, None)
         body = cast("list[nodes.Node]", cast("Any", node).body)
-        body.insert(0, nodes.ExprStmt(check).set_lineno(node.lineno))
+        body.insert(0, nodes.ExprStmt(count).set_lineno(node.lineno))
 
 
 @pass_context
-def _check_time(context: Context) -> None:
+def _count_round(context: Context) -> None:
     # ``parent`` is what render was given; the template's own assignments do not reach it.
-    cast("_Budget", context.parent[_BUDGET]).check_time()
+    cast("_Budget", context.parent[_BUDGET]).count_round()
 
 
 def _refuse(message: str) -> None:

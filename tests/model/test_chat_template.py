@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -42,20 +43,41 @@ def test_a_template_that_fails(source: str) -> None:
     assert "\n" not in str(failed.value)
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
-        "{% for i in range(99999) recursive %}{{ loop(range(99999)) if loop.depth < 5 }}{% endfor %}",
-        "{% set _thinkstream_budget = 1 %}"
-        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
-    ],
-)
-def test_a_template_that_takes_too_long(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thinkstream_model.chat_template._MAX_CPU_S", 0.1)
+ENDLESS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
+    "{% for i in range(99999) recursive %}{{ loop(range(99999)) if loop.depth < 5 }}{% endfor %}",
+    "{% set _thinkstream_budget = 1 %}"
+    "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+def test_a_template_without_an_end_is_stopped_at_once(source: str) -> None:
+    began_s = time.thread_time()
     with pytest.raises(TemplateError, match="takes too long"):
         _render(source)
+    assert time.thread_time() - began_s < 0.8
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+def test_rounds_end_it_where_time_does_not(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinkstream_model.chat_template._MAX_CPU_S", 5.0)
+    began_s = time.thread_time()
+    with pytest.raises(TemplateError, match="takes too long"):
+        _render(source)
+    assert time.thread_time() - began_s < 4.0
+
+
+def test_time_ends_what_does_much_in_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinkstream_model.chat_template._MAX_CPU_S", 0.1)
+    with pytest.raises(TemplateError, match="takes too long"):
+        _render("{% for i in range(999) %}{% set x = range(99999) | list | sort %}{% endfor %}")
+
+
+def test_a_look_at_all_messages_for_each_is_not_too_long() -> None:
+    source = "{% for m in messages %}{% for n in messages %}{% endfor %}{% endfor %}done"
+    assert ChatTemplate(source, "test").render(MESSAGES * 120) == "done"
 
 
 @pytest.mark.parametrize(
