@@ -31,6 +31,12 @@ from .batch_run import BatchRun
 from .output import duration, notes, print_json, print_note
 from .result_file import ResultFile
 
+Source = Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests.", show_default=False)]
+Target = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Results.", show_default=False)
+]
+InFlight = Annotated[int, typer.Option("--in-flight", help="Jobs at one time.", min=1)]
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -38,13 +44,11 @@ def register(app: typer.Typer) -> None:
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests.", show_default=False)],
-    target: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Results.", show_default=False)
-    ],
+    source: Source,
+    target: Target,
     tag: options.Tag = None,
     priority: options.Priority = "low",
-    max_in_flight: Annotated[int, typer.Option("--in-flight", help="Jobs at one time.", min=1)] = 1024,
+    max_in_flight: InFlight = 1024,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,
@@ -68,11 +72,7 @@ def batch(
             items = _missing(lines, out)
             if items and not has_replica:
                 print_note("no replica is alive: the jobs wait in the queue")
-            try:
-                _write_results(run, items, out, is_shown=not as_json)
-            except KeyboardInterrupt:
-                print_note("detached; what was submitted runs on, and the same command takes up its results")
-                raise
+            _write_results(run, items, out, is_shown=not as_json)
     if as_json:
         counts = {"done": run.num_done, "failed": run.num_failed, "tokens": run.num_tokens}
         print_json({**counts, "already_there": len(out.answered), "elapsed_s": round(run.elapsed_s, 3)})
@@ -100,11 +100,15 @@ def _write_results(run: BatchRun, items: Sequence[BatchItem], out: ResultFile, *
     eta = (TextColumn("ETA"), TimeRemainingColumn())
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("jobs"), _Rate(run), *eta)
     is_shown = is_shown and notes.is_terminal
-    with Progress(*columns, console=notes, disable=not is_shown) as bar:
-        task = bar.add_task("", total=len(items))
-        for result in run.results(items):
-            out.append(result_line(result, created_s=int(time.time())))
-            bar.advance(task)
+    try:
+        with Progress(*columns, console=notes, disable=not is_shown) as bar:
+            task = bar.add_task("", total=len(items))
+            for result in run.results(items):
+                out.append(result_line(result, created_s=int(time.time())))
+                bar.advance(task)
+    except KeyboardInterrupt:
+        print_note("detached; what was submitted runs on, and the same command takes up its results")
+        raise
 
 
 class _Rate(ProgressColumn):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
@@ -31,6 +32,13 @@ from .output import (
 )
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+NewId = Annotated[str | None, typer.Option("--id", help="The job's id; else a new one.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.", show_default=False)]
+Raw = Annotated[bool, typer.Option("--raw", help="Go on from the text, without a chat template.")]
+Deadline = Annotated[
+    float | None, typer.Option("--deadline-s", help="Seconds it is wanted for.", show_default=False)
+]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the id and leave.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,8 +48,8 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.", show_default=False)],
-    raw: Annotated[bool, typer.Option("--raw", help="Go on from the text, without a chat template.")] = False,
+    prompt: Prompt,
+    raw: Raw = False,
     system: options.System = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -49,15 +57,11 @@ def submit(
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     seed: options.Seed = None,
-    id: Annotated[
-        str | None, typer.Option("--id", help="The job's id; else a new one.", show_default=False)
-    ] = None,
+    id: NewId = None,
     tag: options.Tag = None,
     priority: options.Priority = "normal",
-    deadline_s: Annotated[
-        float | None, typer.Option("--deadline-s", help="Seconds it is wanted for.", show_default=False)
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the id and leave.")] = False,
+    deadline_s: Deadline = None,
+    detach: Detach = False,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,
@@ -67,29 +71,28 @@ def submit(
 
     Example: `thinkstream submit "What is the capital of France?" --temperature 0`
     """
+    sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed)
     text = _stdin(is_raw=raw) if prompt == "-" else prompt
-    chat = [*([("system", system)] if system else []), ("user", text)]
-    job_id = new_job_id() if id is None else id
+    ref = JobRef(tenant, new_job_id() if id is None else id)
     with closing(Client(url, namespace=namespace)) as client:
-        try:
+        with _telling_what_runs_on(ref):
             job = client.submit(
-                prompt=text if raw else None,
-                messages=None if raw else chat,
-                id=job_id,
+                text if raw else None,
+                messages=None if raw else _chat(system, text),
+                id=ref.job_id,
                 tenant=tenant,
                 priority=priority,
                 deadline_s=deadline_s,
                 tags=tag or (),
                 stream=not as_json,
-                **options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed),
+                **sampling,
             )
-        except KeyboardInterrupt:
-            print_note(f"interrupted; if the job was taken, it runs on: {_how_to_attach(job_id, tenant)}")
-            raise
-        if detach:
-            print_json({"id": job.id, "tenant": job.tenant}) if as_json else print(job.id)
-            return
-        _follow(client, job, as_json=as_json)
+        if not detach:
+            _follow(client, job, as_json=as_json)
+        elif as_json:
+            print_json({"id": job.id, "tenant": job.tenant})
+        else:
+            print(job.id)
 
 
 def attach(
@@ -194,6 +197,19 @@ def _stdin(*, is_raw: bool) -> str:
     except UnicodeDecodeError as error:
         raise InvalidRequest("prompt", data[error.start : error.start + 8], "UTF-8 text") from error
     return text if is_raw else text.removesuffix("\n")  # the line break that ends what `echo` writes
+
+
+def _chat(system: str | None, text: str) -> list[tuple[str, str]]:
+    return [*([("system", system)] if system else []), ("user", text)]
+
+
+@contextmanager
+def _telling_what_runs_on(ref: JobRef) -> Generator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_note(f"interrupted; if the job was taken, it runs on: {_how_to_attach(ref.job_id, ref.tenant)}")
+        raise
 
 
 def _follow(client: Client, job: Job, *, as_json: bool, from_index: int = 0, is_over: bool = False) -> None:
