@@ -5,13 +5,22 @@ Left out are limits on what one call may do, which change when things happen and
 
 from __future__ import annotations
 
+from .broken_checks import BROKEN_CHECKS
 from .claim_checks import CLAIM_CHECKS
 from .client_checks import CLIENT_CHECKS
+from .guard_checks import GUARD_CHECKS
 from .mutation import Mutation
 from .upkeep_checks import UPKEEP_CHECKS
 from .worker_checks import WORKER_CHECKS
 
-MUTATIONS: tuple[Mutation, ...] = (*CLIENT_CHECKS, *CLAIM_CHECKS, *WORKER_CHECKS, *UPKEEP_CHECKS)
+MUTATIONS: tuple[Mutation, ...] = (
+    *CLIENT_CHECKS,
+    *CLAIM_CHECKS,
+    *WORKER_CHECKS,
+    *UPKEEP_CHECKS,
+    *GUARD_CHECKS,
+    *BROKEN_CHECKS,
+)
 
 REDUNDANT = {
     "`NOMKSTREAM` in `step` and `finish`": (

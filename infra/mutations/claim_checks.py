@@ -57,7 +57,7 @@ CLAIM_CHECKS = (
     Mutation(
         check="the job has a payload",
         function="claim",
-        remove="elseif redis.call('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then",
+        remove="elseif send('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then",
         put="elseif false then",
         test="test_jobs_that_were_tampered_with[valkey]",
     ),

@@ -21,8 +21,8 @@ WORKER_CHECKS = (
   if not lease_ms then
     return FENCED
   end
-  redis.call('ZADD'""",
-        put="  local lease_ms = 5000\n  redis.call('ZADD'",
+  send('ZADD'""",
+        put="  local lease_ms = 5000\n  send('ZADD'",
         test=_NONCE.format("beat"),
     ),
     Mutation(
@@ -53,7 +53,7 @@ WORKER_CHECKS = (
     Mutation(
         check="whether a refused row is still owned",
         function="step",
-        remove="return redis.call('HEXISTS', P .. 'own:' .. session, member) == 1 and CAS or GONE",
+        remove="return send('HEXISTS', P .. 'own:' .. session, member) == 1 and CAS or GONE",
         put="return CAS",
         test="test_cancel_seals_at_once[valkey]",
     ),
@@ -155,7 +155,7 @@ WORKER_CHECKS = (
     Mutation(
         check="ownership",
         function="note",
-        remove="if redis.call('HGET', key, 'owner') ~= argv[1] then",
+        remove="if send('HGET', key, 'owner') ~= argv[1] then",
         put="if false then",
         test="test_a_session_does_nothing_to_another_ones_job[valkey-note]",
     ),

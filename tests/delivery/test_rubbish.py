@@ -11,7 +11,7 @@ from tests.support.acts import HandPool
 from tests.support.worker import tokens_of
 
 from thinkstream_client.errors import ThinkstreamError
-from thinkstream_client.protocol import wire
+from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.packing import pack, unpack
 from thinkstream_client.protocol.wire_request import decode_request, encode_request
 from thinkstream_client.records import JobStatus, Request
@@ -123,7 +123,9 @@ class Service:
         ref = self._world.submit("good", num_tokens=3, tenant="good")
         self.turn(4)
         assert self._world.status(ref) is JobStatus.DONE
-        assert self._world.token_ids(ref) == tokens_of("good", 3)
+        call = functions.read_results(self._world.keys, {ref: 0}, block_ms=None, count=None)
+        found = [one for one in self._world.run(call)[ref] if isinstance(one, wire.Entry)]
+        assert tuple(token for one in found for token in one.token_ids) == tokens_of("good", 3)
 
     def close(self) -> None:
         self._queue.close()
@@ -191,6 +193,81 @@ def test_submissions_past_the_client(
             assert reply[0] in (b"OK", b"INVALID", b"EXISTS", b"DEADLINE")
     service.turn(2)
     service.serves()
+    service.close()
+
+
+def write(world: World, key: str, kind: str, text: str | bytes) -> None:
+    """Puts something of a kind in the place of a key."""
+    world.raw.delete(key)
+    match kind:
+        case "string":
+            world.raw.set(key, text)
+        case "list":
+            world.raw.rpush(key, text)
+        case "set":
+            world.raw.sadd(key, text)
+        case "hash":
+            world.raw.hset(key, text or "field", text)
+        case "zset":
+            world.raw.zadd(key, {text: 1, "a:b:c": float("inf"), "\n": float("-inf")})
+        case _:
+            world.raw.xadd(key, {text: text}, id=text if text == wire.SEAL_ID else "*")
+
+
+@given(
+    places=st.lists(st.integers(0, 1000), min_size=1, max_size=3),
+    kind=st.sampled_from(["string", "list", "set", "hash", "zset", "stream"]),
+    text=NUMBERS | NAMES | st.just(wire.SEAL_ID),
+)
+@settings(FUZZ, max_examples=60)
+def test_keys_of_any_type(world: World, places: list[int], kind: str, text: str | bytes) -> None:
+    """All that is there while jobs wait and run, and all that may be, written over."""
+    service = again(world)
+    for name in ("first", "second"):
+        world.submit(name, num_tokens=9)
+    service.turn()
+    world.submit("third", tenant="b")
+    found = {key.decode() for key in world.raw.scan_iter()} - {world.keys.meta}
+    shared = {
+        world.keys.prefix(0) + name for name in ("due", "dead", "again:1", "ended", "batches", "tenants")
+    }
+    keys = sorted(found | shared)
+    for place in places:
+        write(world, keys[place % len(keys)], kind, text)
+    service.turn(3)
+    service.serves()
+    service.close()
+
+
+@given(
+    name=st.sampled_from(["wfq:0", "wfq:1", "usage", "tenants", "session", "own"]),
+    field=st.sampled_from(
+        [
+            "cursor",
+            "scanned",
+            "leases",
+            "retrying",
+            "vmin",
+            "turn",
+            "vt:good",
+            "good:rate",
+            "good:jobs",
+            "slots",
+        ]
+    )
+    | NAMES,
+    value=NUMBERS | NAMES,
+)
+@settings(FUZZ, max_examples=60)
+def test_fields_of_any_hash(world: World, name: str, field: str, value: str) -> None:
+    service = again(world)
+    world.submit("first", num_tokens=9)
+    service.turn()
+    suffix = f":{service.worker.session.id}" if name in ("session", "own") else ""
+    world.raw.hset(world.keys.prefix(0) + name + suffix, field, value)
+    service.turn(3)
+    if field not in ("good:jobs", "good:rate"):
+        service.serves()
     service.close()
 
 

@@ -11,6 +11,7 @@ from thinkstream_client.keys import Keys
 from thinkstream_client.records import JobFailure, JobRef
 
 from .call import Call, function_call
+from .packing import amount
 from .wire import decode_failure
 
 _LETTER_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:@(\d{1,4}))?")
@@ -156,7 +157,7 @@ def _dead_letter(partition: int, entry_id: bytes, flat: Any) -> DeadLetter:
             found.get("tenant", b"").decode(errors="replace"), found.get("job", b"").decode(errors="replace")
         ),
         reason=found.get("reason", b"").decode(errors="replace"),
-        attempts=int(found.get("attempts", b"0")),
+        attempts=int(amount(found.get("attempts", b""))),
         payload=found.get("payload", b""),
         failure=failure,
     )

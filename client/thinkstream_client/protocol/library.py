@@ -17,6 +17,7 @@ BUILD = 1
 """Raised with every release that changes the library: the server keeps the highest it has seen."""
 
 _PARTS = (
+    "guard",
     "common",
     "fairness",
     "pace",

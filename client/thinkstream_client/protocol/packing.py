@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn, TypeGuard, cast
 
 import msgpack  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
@@ -9,6 +10,15 @@ import msgpack  # type: ignore[import-untyped]  # pyright: ignore[reportMissingT
 from thinkstream_client.errors import RecordInvalid
 
 MAX_NESTING = 16
+
+
+def amount(value: bytes) -> float:
+    """Reads a number from 0 that stands in Redis as text; 0 for whatever else others wrote there."""
+    try:
+        found = float(value)
+    except ValueError:
+        return 0.0
+    return found if math.isfinite(found) and found > 0 else 0.0
 
 
 def pack(value: object, *, is_strict: bool = False) -> bytes:

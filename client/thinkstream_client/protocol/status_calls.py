@@ -9,6 +9,7 @@ from thinkstream_client.keys import Keys
 from thinkstream_client.records import JobRef, SessionId
 
 from .call import Call, function_call
+from .packing import amount
 
 _TENANT_FIELDS = ("weight", "jobs", "bytes", "running", "rate")
 LOAD_FIELDS = ("waiting", "free_blocks", "num_blocks", "tokens")
@@ -165,7 +166,7 @@ def backlog(keys: Keys, partition: int) -> Call[Backlog]:
         classes: dict[int, ClassBacklog] = {}
         for priority, tenant, num_jobs in rows:
             if tenant:
-                classes[priority].by_tenant[tenant.decode()] = num_jobs
+                classes[priority].by_tenant[tenant.decode(errors="replace")] = num_jobs
             else:
                 classes[priority] = ClassBacklog(again=num_jobs, by_tenant={})
         return Backlog(classes=classes, running=running, retrying=retrying, dead=int(dead))
@@ -203,7 +204,7 @@ def _by_tenant(flat: Any) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, value in _pairs(flat).items():
         tenant, _, field = name.partition(":")
-        found.setdefault(tenant, {})[field] = float(value)
+        found.setdefault(tenant, {})[field] = amount(value)
     return found
 
 
@@ -247,7 +248,7 @@ def _count(text: str) -> int:
 
 
 def _event(entry_id: bytes, found: dict[str, bytes]) -> Event:
-    ref, session = _ref(found), found.get("session", b"").decode()
+    ref, session = _ref(found), found.get("session", b"").decode(errors="replace")
     return Event(
         entry_id=entry_id.decode(),
         kind=found.get("kind", b"").decode(errors="replace"),

@@ -153,7 +153,9 @@ def test_places_in_line_that_are_no_numbers_start_anew(redis_url: str) -> None:
     for value in ("nan", "inf", "x"):
         raw.hset(KEYS.wfq(0, 1), mapping={"vmin": value, "turn": value})
         raw.hset(KEYS.wfq(0, 0), "turn", value)
-        queue.submit(value, 1)
+        queue.submit(value, 2)
         queue.claim()
-    assert queue.served == ["nan", "inf", "x"]
+        assert 0 < float(raw.hget(KEYS.wfq(0, 1), "vmin")) < 1e6
+        assert 0 < float(raw.hget(KEYS.wfq(0, 0), "turn")) < 9
+    assert queue.served == ["nan", "nan", "inf", "inf", "x", "x"]
     raw.close()

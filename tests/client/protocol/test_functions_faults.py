@@ -345,6 +345,7 @@ def test_a_broken_session_is_given_nothing_and_stops_nobody(queue: Queue, slots:
     queue.raw.hset(KEYS.session(0, broken), "slots", slots)
     queue.raw.zadd(KEYS.leases(0), {"text": 9e15, "owns-text": 9e15})
     queue.raw.set(KEYS.session(0, SessionId("text")), "text")
+    queue.raw.hset(KEYS.session(0, SessionId("owns-text")), "slots", 5)
     queue.raw.set(KEYS.own(0, SessionId("owns-text")), "text")
     free = {one.session: one.free_slots for one in queue.run(functions.sessions(KEYS, 0))}
     assert free == {broken: 0, sound: 100}

@@ -15,18 +15,18 @@ end
 -- Ends the batch if nothing is left of it. Its stream can hold no second entry.
 local function end_batch(P, name, now)
   local key = P .. 'batch:' .. name
-  if redis.call('SCARD', P .. 'left:' .. name) > 0 or has_ended(P, name) then
+  if send('SCARD', P .. 'left:' .. name) > 0 or has_ended(P, name) then
     return
   end
   redis.call('PEXPIRE', key, BATCH_TTL_MS)
-  local v = redis.call('HMGET', key, 'closed', 'done', 'failed', 'cancelled', 'expired')
+  local v = send('HMGET', key, 'closed', 'done', 'failed', 'cancelled', 'expired')
   if v[1] ~= '1' then
     return
   end
-  redis.call('XADD', P .. 'over:' .. name, SEAL_ID, 'done', v[2] or '0', 'failed', v[3] or '0',
-    'cancelled', v[4] or '0', 'expired', v[5] or '0', 'ms', now)
+  send('XADD', P .. 'over:' .. name, SEAL_ID, 'done', whole(v[2], 0) or 0, 'failed', whole(v[3], 0) or 0,
+    'cancelled', whole(v[4], 0) or 0, 'expired', whole(v[5], 0) or 0, 'ms', now)
   redis.call('PEXPIRE', P .. 'over:' .. name, BATCH_TTL_MS)
-  redis.call('ZREM', P .. 'batches', name)
+  send('ZREM', P .. 'batches', name)
   local tenant, id = split(name)
   event(P, 'batch', { tenant = tenant, id = id }, 'ended')
 end
@@ -34,52 +34,59 @@ end
 local function open_batch(P, name, now)
   if has_ended(P, name) then -- it gets more jobs, and will end once more
     redis.call('DEL', P .. 'over:' .. name)
-    redis.call('HDEL', P .. 'batch:' .. name, 'closed')
+    send('HDEL', P .. 'batch:' .. name, 'closed')
   end
-  redis.call('HSETNX', P .. 'batch:' .. name, 'since', now)
+  send('HSETNX', P .. 'batch:' .. name, 'since', now)
   redis.call('PERSIST', P .. 'batch:' .. name)
-  redis.call('ZADD', P .. 'batches', 'NX', now, name)
+  send('ZADD', P .. 'batches', 'NX', now, name)
 end
 
 local function join_batch(P, tenant, batch, id, now)
   local name = tenant .. ':' .. batch
   open_batch(P, name, now)
-  redis.call('SADD', P .. 'left:' .. name, id)
+  send('SADD', P .. 'left:' .. name, id)
 end
 
 -- Takes a job that has ended out of its batch; the second time it changes nothing.
 local function leave_batch(P, tenant, batch, id, status, now)
   local name = tenant .. ':' .. batch
-  if redis.call('SREM', P .. 'left:' .. name, id) == 1 then
-    redis.call('HINCRBY', P .. 'batch:' .. name, status, 1)
+  if send('SREM', P .. 'left:' .. name, id) == 1 then
+    add('HINCRBY', P .. 'batch:' .. name, status, 1)
     end_batch(P, name, now)
   end
 end
 
--- Looks at some jobs of the batches that were looked at longest ago: a job without a hash has not ended by
--- our hands, and nobody would take it out.
+-- Looks at some jobs of a batch: one without a hash has not ended by our hands, and nobody would take it out.
+local function check_batch(P, name, now)
+  local key, left, tenant, batch = P .. 'batch:' .. name, P .. 'left:' .. name, split(name)
+  local page = send('SSCAN', left, cursor(key, 'cursor'), 'COUNT', MAX_BATCH_JOBS)
+  for _, id in ipairs(page[2]) do
+    local status = redis.pcall('HGET', P .. 'job:' .. tenant .. ':' .. id, 'status')
+    if type(status) ~= 'string' then
+      leave_batch(P, tenant, batch, id, 'failed', now)
+    elseif TERMINAL[status] then
+      leave_batch(P, tenant, batch, id, status, now)
+    end
+  end
+  if redis.call('EXISTS', key) == 1 and page[1] ~= '0' then
+    send('HSET', key, 'cursor', page[1])
+  else
+    send('HDEL', key, 'cursor')
+  end
+  if send('SCARD', left) == 0 then -- open, or abandoned, or gone
+    end_batch(P, name, now)
+    send('ZREM', P .. 'batches', name)
+  end
+end
+
+-- Looks at the batches that were looked at longest ago.
 local function check_batches(P, now)
-  for _, name in ipairs(redis.call('ZRANGE', P .. 'batches', 0, MAX_BATCHES - 1)) do
-    local key, tenant, batch = P .. 'batch:' .. name, split(name)
-    redis.call('ZADD', P .. 'batches', now, name)
-    local cursor = redis.call('HGET', key, 'cursor') or '0'
-    local page = redis.call('SSCAN', P .. 'left:' .. name, cursor, 'COUNT', MAX_BATCH_JOBS)
-    for _, id in ipairs(page[2]) do
-      local status = redis.pcall('HGET', P .. 'job:' .. tenant .. ':' .. id, 'status')
-      if type(status) ~= 'string' then
-        leave_batch(P, tenant, batch, id, 'failed', now)
-      elseif TERMINAL[status] then
-        leave_batch(P, tenant, batch, id, status, now)
-      end
-    end
-    if redis.call('EXISTS', key) == 1 and page[1] ~= '0' then
-      redis.call('HSET', key, 'cursor', page[1])
+  for _, name in ipairs(send('ZRANGE', P .. 'batches', 0, MAX_BATCHES - 1)) do
+    if split(name) then
+      send('ZADD', P .. 'batches', now, name)
+      check_batch(P, name, now)
     else
-      redis.call('HDEL', key, 'cursor')
-    end
-    if redis.call('SCARD', P .. 'left:' .. name) == 0 then -- open, or abandoned, or gone
-      end_batch(P, name, now)
-      redis.call('ZREM', P .. 'batches', name)
+      send('ZREM', P .. 'batches', name)
     end
   end
 end
@@ -89,7 +96,7 @@ local function batch_close(keys, argv)
   local P, name, now = keys[1], argv[1] .. ':' .. argv[2], now_ms()
   if not has_ended(P, name) then
     open_batch(P, name, now)
-    redis.call('HSET', P .. 'batch:' .. name, 'closed', '1')
+    send('HSET', P .. 'batch:' .. name, 'closed', '1')
     end_batch(P, name, now)
   end
   return { 'OK' }

@@ -11,7 +11,7 @@ local function drop(P, call, tenant, id, reason, raw)
   call.cleared = call.cleared + 1
   dead_letter(P, tenant, id, reason, 0, raw)
   if reason == 'broken' then
-    write_off(P, tenant .. ':' .. id, call.now)
+    write_off(P, tenant .. ':' .. id, call.now, 'queued')
   end
 end
 
@@ -29,7 +29,7 @@ local function claimable(P, call, job)
     call.cleared = call.cleared + 1
     seal(P, job, call.now, 'expired')
     return false
-  elseif redis.call('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then
+  elseif send('HEXISTS', P .. 'job:' .. job.member, 'payload') == 0 then
     flaw = 'the job has no payload'
   elseif not num_tokens(P, job) then
     flaw = 'the result stream is not the one that the job wrote'
@@ -45,7 +45,7 @@ end
 local function take_again(P, call, class)
   local again, passed = P .. 'again:' .. class, 0
   while passed < MAX_PASSED and call.cleared < MAX_CLEARED do
-    local members = redis.call('ZRANGE', again, passed, passed + PAGE - 1)
+    local members = send('ZRANGE', again, passed, passed + PAGE - 1)
     if #members == 0 then
       return nil
     end
@@ -54,7 +54,7 @@ local function take_again(P, call, class)
       if tenant and not may_start(P, call, tenant) then
         passed = passed + 1
       else
-        redis.call('ZREM', again, member)
+        send('ZREM', again, member)
         local job, problem = load_job(P, member)
         if not job then
           drop(P, call, tenant or '', id or member, problem)
@@ -94,7 +94,7 @@ local function first_of_queue(P, call, class, tenant)
         return job
       end
     else
-      redis.call('XDEL', queue, entry)
+      send('XDEL', queue, entry)
       drop(P, call, tenant, string.sub(id, 1, 128), problem or 'stale', string.sub(cmsgpack.pack(fields), 1, 4096))
     end
   end
@@ -105,7 +105,7 @@ end
 local function take_fair(P, call, class)
   local ready, passed = P .. 'ready:' .. class, 0
   while passed < MAX_PASSED and call.cleared < MAX_CLEARED do
-    local tenants = redis.call('ZRANGE', ready, passed, passed + PAGE - 1, 'WITHSCORES')
+    local tenants = send('ZRANGE', ready, passed, passed + PAGE - 1, 'WITHSCORES')
     if #tenants == 0 then
       return nil
     end
@@ -117,8 +117,8 @@ local function take_fair(P, call, class)
         local job = first_of_queue(P, call, class, tenant)
         if job then
           local wfq = P .. 'wfq:' .. class
-          if tonumber(start) > amount(redis.call('HGET', wfq, 'vmin')) then
-            redis.call('HSET', wfq, 'vmin', start)
+          if tonumber(start) > amount(send('HGET', wfq, 'vmin')) then
+            send('HSET', wfq, 'vmin', start)
           end
           charge(P, class, tenant, job.cost)
           job.charged = job.cost
@@ -132,12 +132,12 @@ end
 
 -- The next job by class: the first that has one, and each AGING-th time the last that has one.
 local function next_job(P, call)
-  local turn = amount(redis.call('HGET', P .. 'wfq:0', 'turn')) + 1
+  local turn = amount(send('HGET', P .. 'wfq:0', 'turn')) + 1
   for i = 1, #CLASSES do
     local class = CLASSES[turn % AGING == 0 and #CLASSES + 1 - i or i]
     local job = take_again(P, call, class) or take_fair(P, call, class)
     if job then
-      redis.call('HSET', P .. 'wfq:0', 'turn', turn)
+      send('HSET', P .. 'wfq:0', 'turn', turn)
       return job
     end
   end
@@ -157,12 +157,12 @@ local function grant(P, call, job, session)
   detach(P, job)
   account(P, job, 'running')
   call.room[job.tenant] = nil -- to be looked up again: the tenant has been charged
-  redis.call('HSET', key, 'status', 'running', 'owner', session, 'mk', mk, 'claims', claims, 'claim_n', n,
+  send('HSET', key, 'status', 'running', 'owner', session, 'mk', mk, 'claims', claims, 'claim_n', n,
     'claimed', call.now, 'charged', job.charged or job.cost)
-  redis.call('HSET', P .. 'own:' .. session, job.member, mk .. ':' .. job.grain)
-  redis.call('ZADD', P .. 'running', call.now, job.member)
+  send('HSET', P .. 'own:' .. session, job.member, mk .. ':' .. job.grain)
+  send('ZADD', P .. 'running', call.now, job.member)
   event(P, 'claim', job, 'running', session)
-  return { job.tenant, job.id, mk, redis.call('HGET', key, 'payload'), n, claims, job.suspect and 1 or 0,
+  return { job.tenant, job.id, mk, send('HGET', key, 'payload'), n, claims, job.suspect and 1 or 0,
     job.submitted, job.grain }
 end
 
@@ -172,7 +172,7 @@ local function claim(keys, argv)
   local call = { now = now_ms(), cleared = 0, room = {} }
   local v = redis.pcall('HMGET', P .. 'session:' .. session, 'slots', 'draining')
   local slots, num_owned = whole(v[1], 0), redis.pcall('HLEN', P .. 'own:' .. session)
-  local lease = tonumber(redis.call('ZSCORE', P .. 'leases', session))
+  local lease = tonumber(send('ZSCORE', P .. 'leases', session))
   if not slots or type(num_owned) ~= 'number' or not lease or lease < call.now then
     return { 'FENCED' }
   end

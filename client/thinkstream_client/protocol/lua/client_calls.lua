@@ -2,16 +2,16 @@
 
 -- Which cap a job of so many bytes would break, and when there may be room; nil where there is room.
 local function cap_reached(P, tenant, bytes)
-  local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
-  local max_jobs, max_bytes = tonumber(caps[1]) or 0, tonumber(caps[2]) or 0
+  local caps = send('HMGET', P .. 'tenants', tenant .. ':jobs', tenant .. ':bytes')
+  local max_jobs, max_bytes = amount(caps[1]), amount(caps[2])
   if max_jobs <= 0 and max_bytes <= 0 then
     return nil
   end
-  local used = redis.call('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
-  if max_jobs > 0 and (tonumber(used[1]) or 0) + 1 > max_jobs then
+  local used = send('HMGET', P .. 'usage', tenant .. ':queued', tenant .. ':bytes')
+  if max_jobs > 0 and amount(used[1]) + 1 > max_jobs then
     return 'jobs', retry_ms(P, tenant)
   end
-  local excess = (tonumber(used[2]) or 0) + bytes - max_bytes
+  local excess = amount(used[2]) + bytes - max_bytes
   if max_bytes > 0 and excess > 0 then
     return 'bytes', retry_ms(P, tenant, excess)
   end
@@ -23,9 +23,9 @@ end
 
 -- Puts a job into the lists of its tenant. Tags are joined by colons.
 local function index_job(P, tenant, id, tags, now)
-  redis.call('ZADD', P .. 'jobs:' .. tenant, now, id)
+  send('ZADD', P .. 'jobs:' .. tenant, now, id)
   for tag in string.gmatch(tags, '[^:]+') do
-    redis.call('ZADD', P .. 'tag:' .. tenant .. ':' .. tag, now, id)
+    send('ZADD', P .. 'tag:' .. tenant .. ':' .. tag, now, id)
   end
 end
 
@@ -53,6 +53,7 @@ local function submit(keys, argv)
   local priority, deadline_ms = argv[7], tonumber(argv[8])
   local member = tenant .. ':' .. id
   local key = P .. 'job:' .. member
+  -- Not `send`: whoever submits is told what stands in the place of the job, which is nobody else's.
   local known = redis.call('HMGET', key, 'digest', 'status')
   if known[1] then
     return known[1] == digest and { 'EXISTS', known[2] } or { 'CONFLICT' }
@@ -69,19 +70,19 @@ local function submit(keys, argv)
   local tags = table.concat(argv, ':', 11)
   -- A stream without a hash is of a former life; its length would be taken for tokens of this one.
   redis.call('DEL', key, P .. 'out:' .. member)
-  local entry = redis.call('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', cost)
-  redis.call('HSET', key, 'status', 'queued', 'digest', digest, 'payload', payload, 'grain', argv[5],
+  local entry = send('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', cost)
+  send('HSET', key, 'status', 'queued', 'digest', digest, 'payload', payload, 'grain', argv[5],
     'cost', cost, 'prompt_cost', prompt_cost, 'entry', entry, 'mk', 0, 'attempts', 0, 'claims', 0, 'suspect', '0',
     'priority', priority, 'submitted', now, 'ttl', argv[9], 'bytes', #payload, 'tags', tags)
   if deadline_ms then
-    redis.call('HSET', key, 'deadline', now + deadline_ms)
-    redis.call('ZADD', P .. 'due', now + deadline_ms, 'deadline:' .. member)
+    send('HSET', key, 'deadline', now + deadline_ms)
+    send('ZADD', P .. 'due', now + deadline_ms, 'deadline:' .. member)
   end
   enter(P, priority, tenant)
   account(P, job, 'queued')
   index_job(P, tenant, id, tags, now)
   if argv[10] ~= '' then
-    redis.call('HSET', key, 'batch', argv[10])
+    send('HSET', key, 'batch', argv[10])
     join_batch(P, tenant, argv[10], id, now)
   end
   event(P, 'submit', job, 'queued')
@@ -107,7 +108,7 @@ local function confirm(keys, argv)
   if redis.call('EXISTS', key) == 0 then
     return { 'MISSING' }
   end
-  redis.call('HSET', key, 'confirmed', now_ms())
+  send('HSET', key, 'confirmed', now_ms())
   return { 'OK' }
 end
 
@@ -119,10 +120,10 @@ local function list_jobs(keys, argv)
     index = P .. 'tag:' .. tenant .. ':' .. tag
   end
   local rows = {}
-  for _, id in ipairs(redis.call('ZREVRANGE', index, 0, argv[3] - 1)) do
-    local v = redis.call('HMGET', P .. 'job:' .. tenant .. ':' .. id, 'status', 'priority', 'submitted', 'finished',
+  for _, id in ipairs(peek('ZREVRANGE', index, 0, argv[3] - 1) or {}) do
+    local v = peek('HMGET', P .. 'job:' .. tenant .. ':' .. id, 'status', 'priority', 'submitted', 'finished',
       'n', 'reason', 'tags')
-    if v[1] then
+    if v and v[1] then
       table.insert(rows, { id, v[1], v[2], v[3], v[4] or '', v[5] or '', v[6] or '', v[7] or '' })
     end
   end

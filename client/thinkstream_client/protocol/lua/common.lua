@@ -3,11 +3,8 @@
 -- P is the prefix of the partition's keys (KEYS[1]). A member is "<tenant>:<job id>", the name under which
 -- sets and sorted sets know a job; neither part may hold a colon.
 
-local SEAL_ID = '18446744073709551615-18446744073709551615'
 local DAY_MS = 86400000
 local CLASSES = { 0, 1, 2 }
-local MAX_EVENTS = 10000
-local MAX_DEAD = 1000
 local MAX_GRAIN = 1024
 local WIRE_VERSION = 1
 
@@ -21,30 +18,27 @@ local function now_ms()
 end
 
 local function split(member)
-  return string.match(member, '^([^:]+):([^:]+)$')
-end
-
--- Adds to a field of a hash by the command given and returns the sum; one that holds no number begins anew.
-local function add(command, key, field, by)
-  local sum = redis.pcall(command, key, field, by)
-  if type(sum) == 'table' then
-    redis.call('HSET', key, field, by)
-    sum = by
-  end
-  return tonumber(sum)
+  return string.match(member, '^([%w._-]+):([%w._-]+)$')
 end
 
 -- Adds to a counter and removes it at zero, so that a tenant who left leaves nothing behind.
 local function count(P, tenant, what, by)
   local field = tenant .. ':' .. what
   if add('HINCRBY', P .. 'usage', field, by) <= 0 then
-    redis.call('HDEL', P .. 'usage', field)
+    send('HDEL', P .. 'usage', field)
+  end
+end
+
+-- Adds to the number of jobs that wait to be tried again.
+local function count_retrying(P, by)
+  if add('HINCRBY', P .. 'wfq:0', 'retrying', by) < 0 then
+    send('HDEL', P .. 'wfq:0', 'retrying')
   end
 end
 
 local function event(P, kind, job, status, session)
-  redis.call('XADD', P .. 'events', 'MAXLEN', '~', MAX_EVENTS, '*', 'kind', kind,
-    'tenant', job.tenant, 'job', job.id, 'status', status, 'session', session or '')
+  log(P .. 'events', MAX_EVENTS, 'kind', kind, 'tenant', job.tenant, 'job', job.id, 'status', status,
+    'session', session or '')
 end
 
 local function is_name(text)
@@ -82,7 +76,7 @@ local function load_job(P, member)
     deadline = whole(v[8], 0) or 0, priority = whole(v[9], 0, #CLASSES - 1), suspect = v[10] == '1',
     claim_n = whole(v[11], 0) or 0, claims = whole(v[12], 0) or 0, submitted = whole(v[13], 0),
     ttl = whole(v[14], 1), bytes = whole(v[15], 0) or 0, tags = v[16] or '', charged = whole(v[17], 0),
-    batch = v[18] or '', prompt_cost = whole(v[19], 0),
+    batch = v[18] and is_name(v[18]) and v[18] or '', prompt_cost = whole(v[19], 0),
   }
   local is_known = TERMINAL[job.status] or COUNTED_AS[job.status]
   local has_numbers = job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl
@@ -124,14 +118,14 @@ local function dead_letter(P, tenant, id, reason, attempts, payload, failure, jo
       letter[#letter + 1] = part
     end
   end
-  redis.call('XADD', P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', unpack(letter))
+  log(P .. 'dead', MAX_DEAD, unpack(letter))
 end
 
 -- The session's lease length, or nil if the caller is not that session (any more).
 local function check_nonce(P, session, nonce)
-  local v = redis.call('HMGET', P .. 'session:' .. session, 'nonce', 'lease_ms')
+  local v = redis.pcall('HMGET', P .. 'session:' .. session, 'nonce', 'lease_ms')
   if v[1] and v[1] == nonce then
-    return tonumber(v[2])
+    return whole(v[2], 1, DAY_MS)
   end
   return nil
 end

@@ -27,7 +27,7 @@ local function unseal(P, out, mk, grain)
     return 0
   end
   for _, entry in ipairs(entries) do
-    redis.call('XADD', out, entry[1], unpack(entry[2]))
+    send('XADD', out, entry[1], unpack(entry[2]))
   end
   return mk
 end
@@ -45,20 +45,20 @@ local function dead_retry(keys, argv)
   end
   local member = letter.tenant .. ':' .. letter.job
   local key = P .. 'job:' .. member
-  local known = redis.call('HMGET', key, 'status', 'mk', 'claims', 'charged')
+  local known = send('HMGET', key, 'status', 'mk', 'claims', 'charged')
   if known[1] and known[1] ~= 'failed' then
     return { 'OTHER', letter.job, known[1] }
   end
   local mk = unseal(P, P .. 'out:' .. member, tonumber(known[2]) or 0, tonumber(letter.grain))
   redis.call('DEL', key)
-  redis.call('HSET', key, 'digest', letter.digest, 'payload', letter.payload, 'grain', letter.grain,
+  send('HSET', key, 'digest', letter.digest, 'payload', letter.payload, 'grain', letter.grain,
     'cost', letter.cost, 'prompt_cost', letter.prompt_cost or '', 'mk', mk, 'claims', known[3] or 0,
     'priority', letter.priority, 'submitted', now, 'ttl', letter.ttl, 'bytes', #letter.payload, 'tags', letter.tags, 'charged', known[4] or 0)
-  redis.call('ZREM', P .. 'ended', member .. ':' .. letter.tags)
+  send('ZREM', P .. 'ended', member .. ':' .. letter.tags)
   index_job(P, letter.tenant, letter.job, letter.tags, now)
   requeue(P, { tenant = letter.tenant, id = letter.job, member = member, priority = letter.priority,
     submitted = now, bytes = #letter.payload, attempts = 0, suspect = false, status = 'failed' }, 'revive')
-  redis.call('XDEL', P .. 'dead', entry)
+  send('XDEL', P .. 'dead', entry)
   return { 'OK', letter.tenant, letter.job }
 end
 
@@ -67,7 +67,7 @@ local function dead_drop(keys, argv)
   if not find_letter(keys[1], argv[1]) then
     return { 'MISSING' }
   end
-  redis.call('XDEL', keys[1] .. 'dead', argv[1])
+  send('XDEL', keys[1] .. 'dead', argv[1])
   return { 'OK' }
 end
 

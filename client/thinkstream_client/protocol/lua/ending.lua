@@ -6,14 +6,14 @@ local function detach(P, job)
     dequeue(P, job.priority, job.tenant, job.entry)
   end
   if job.owner then
-    redis.call('HDEL', P .. 'own:' .. job.owner, job.member)
+    send('HDEL', P .. 'own:' .. job.owner, job.member)
   end
-  redis.call('ZREM', P .. 'running', job.member)
-  redis.call('ZREM', P .. 'again:' .. job.priority, job.member)
-  if redis.call('ZREM', P .. 'due', 'retry:' .. job.member) == 1 then
-    redis.call('HINCRBY', P .. 'wfq:0', 'retrying', -1)
+  send('ZREM', P .. 'running', job.member)
+  send('ZREM', P .. 'again:' .. job.priority, job.member)
+  if send('ZREM', P .. 'due', 'retry:' .. job.member) == 1 then
+    count_retrying(P, -1)
   end
-  redis.call('HDEL', P .. 'job:' .. job.member, 'owner', 'entry')
+  send('HDEL', P .. 'job:' .. job.member, 'owner', 'entry')
 end
 
 -- Writes the end into the hash and lets hash and stream expire. The terminal entry is written before.
@@ -22,16 +22,16 @@ local function conclude(P, job, now, reason, n, failure)
   local status = TERMINAL[reason] and reason or 'done'
   local key = P .. 'job:' .. job.member
   account(P, job, status)
-  redis.call('HSET', key, 'status', status, 'reason', reason, 'n', n, 'finished', now)
+  send('HSET', key, 'status', status, 'reason', reason, 'n', n, 'finished', now)
   if failure then
-    redis.call('HSET', key, 'error', failure)
+    send('HSET', key, 'error', failure)
   end
-  redis.call('HDEL', key, 'payload')
+  send('HDEL', key, 'payload')
   redis.call('PEXPIRE', key, job.ttl + DAY_MS)
   redis.call('PEXPIRE', P .. 'out:' .. job.member, job.ttl)
-  redis.call('ZREM', P .. 'due', 'deadline:' .. job.member)
+  send('ZREM', P .. 'due', 'deadline:' .. job.member)
   -- The indexes forget the job after its hash is gone, one second later to be sure.
-  redis.call('ZADD', P .. 'ended', now + job.ttl + DAY_MS + 1000, job.member .. ':' .. job.tags)
+  send('ZADD', P .. 'ended', now + job.ttl + DAY_MS + 1000, job.member .. ':' .. job.tags)
   note_end(P, job.tenant, now)
   event(P, 'finish', job, status, job.owner)
   if job.batch ~= '' then
@@ -52,7 +52,7 @@ end
 local function settle(P, job, n)
   if job.charged and job.prompt_cost then
     charge(P, job.priority, job.tenant, job.prompt_cost + n - job.charged)
-    redis.call('HSET', P .. 'job:' .. job.member, 'charged', job.prompt_cost + n)
+    send('HSET', P .. 'job:' .. job.member, 'charged', job.prompt_cost + n)
   end
 end
 
@@ -64,17 +64,67 @@ local function seal(P, job, now, reason, failure)
   conclude(P, job, now, reason, n, failure and cmsgpack.pack(failure))
 end
 
--- Ends what has the name of a job and not the fields of one.
-local function write_off(P, member, now)
-  local failure = { code = 'RecordInvalid', message = 'the job\'s hash is broken' }
-  write_terminal(P, member, 'failed', 0, failure)
-  redis.pcall('HSET', P .. 'job:' .. member, 'status', 'failed', 'reason', 'failed', 'finished', now)
-  redis.call('PEXPIRE', P .. 'job:' .. member, DAY_MS)
-  redis.call('PEXPIRE', P .. 'out:' .. member, DAY_MS)
+-- Takes a job whose hash is broken out of every place that names it, and out of the counter that it is in:
+-- as its hash says, if that says it still, or as its caller found it.
+local function uproot(P, member, tenant, found, was)
+  was = COUNTED_AS[found.status] or was
+  local priority, entry = whole(found.priority, 0, #CLASSES - 1), found.entry
+  if priority and entry and string.match(entry, '^%d+%-%d+$') then
+    dequeue(P, priority, tenant, entry)
+  end
+  local is_owned = found.owner and send('HDEL', P .. 'own:' .. found.owner, member) == 1
+  local ran = send('ZREM', P .. 'running', member) == 1
+  for _, class in ipairs(CLASSES) do
+    send('ZREM', P .. 'again:' .. class, member)
+  end
+  if send('ZREM', P .. 'due', 'retry:' .. member) == 1 then
+    count_retrying(P, -1)
+  end
+  send('ZREM', P .. 'due', 'deadline:' .. member)
+  if was == 'running' and (is_owned or ran) then
+    count(P, tenant, 'running', -1)
+  elseif was == 'queued' then
+    count(P, tenant, 'queued', -1)
+    count(P, tenant, 'bytes', -(whole(found.bytes, 0) or 0))
+  end
+end
+
+-- Tokens of a stream whose job cannot tell: ids of entries begin with the number of tokens up to there.
+local function tokens_in(P, member)
+  local last = redis.pcall('XREVRANGE', P .. 'out:' .. member, '+', '-', 'COUNT', 1)[1]
+  return last and whole(string.match(last[1], '^(%d+)-'), 0) or 0
+end
+
+-- Ends what has the name of a job and not the fields of one, so that nobody waits for it.
+local function write_off(P, member, now, was)
   local tenant, id = split(member)
-  local batch = redis.pcall('HGET', P .. 'job:' .. member, 'batch')
-  if tenant and type(batch) == 'string' then
-    leave_batch(P, tenant, batch, id, 'failed', now)
+  local key = P .. 'job:' .. member
+  local v = redis.pcall('HMGET', key, 'status', 'owner', 'batch', 'bytes', 'tags', 'entry', 'priority')
+  if not tenant or TERMINAL[v[1]] then
+    return
+  end
+  uproot(P, member, tenant, { status = v[1], owner = v[2], bytes = v[4], entry = v[6], priority = v[7] }, was)
+  local n, failure = tokens_in(P, member), { code = 'RecordInvalid', message = 'the job\'s hash is broken' }
+  write_terminal(P, member, 'failed', n, failure)
+  redis.pcall('HSET', key, 'status', 'failed', 'reason', 'failed', 'n', n, 'finished', now,
+    'error', cmsgpack.pack(failure))
+  redis.pcall('HDEL', key, 'payload', 'owner', 'entry')
+  redis.call('PEXPIRE', key, DAY_MS)
+  redis.call('PEXPIRE', P .. 'out:' .. member, DAY_MS)
+  send('ZADD', P .. 'ended', now + DAY_MS + 1000, member .. ':' .. (v[5] or ''))
+  event(P, 'finish', { tenant = tenant, id = id }, 'failed', v[2])
+  if v[3] and is_name(v[3]) then
+    leave_batch(P, tenant, v[3], id, 'failed', now)
+  end
+end
+
+-- Writes a job off whose hash is broken, and keeps its input among the dead letters.
+local function condemn(P, member, now, was)
+  local tenant, id = split(member)
+  local v = redis.pcall('HMGET', P .. 'job:' .. member, 'status', 'payload')
+  if tenant and not TERMINAL[v[1]] then
+    dead_letter(P, tenant, id, 'broken', 0, v[2])
+    write_off(P, member, now, was)
   end
 end
 
@@ -92,9 +142,9 @@ end
 local function requeue(P, job, kind)
   detach(P, job)
   account(P, job, 'queued')
-  redis.call('HSET', P .. 'job:' .. job.member, 'status', 'queued', 'attempts', job.attempts,
+  send('HSET', P .. 'job:' .. job.member, 'status', 'queued', 'attempts', job.attempts,
     'suspect', job.suspect and '1' or '0')
-  redis.call('ZADD', P .. 'again:' .. job.priority, job.submitted, job.member)
+  send('ZADD', P .. 'again:' .. job.priority, job.submitted, job.member)
   event(P, kind, job, 'queued', job.owner)
 end
 
@@ -102,7 +152,7 @@ end
 local function clear_by_progress(P, job)
   if (num_tokens(P, job) or 0) > job.claim_n then
     job.attempts, job.suspect = 0, false
-    redis.call('HDEL', P .. 'job:' .. job.member, 'unnamed')
+    send('HDEL', P .. 'job:' .. job.member, 'unnamed')
     return true
   end
   return false

@@ -18,24 +18,24 @@ local function amount(text)
 end
 
 local function virtual_time(P, class, tenant)
-  local v = redis.call('HMGET', P .. 'wfq:' .. class, 'vmin', 'vt:' .. tenant)
+  local v = send('HMGET', P .. 'wfq:' .. class, 'vmin', 'vt:' .. tenant)
   return math.max(amount(v[1]), amount(v[2]))
 end
 
 -- Puts a tenant among those with a backlog; a newcomer may not be served for the time it was away.
 local function enter(P, class, tenant)
   local ready = P .. 'ready:' .. class
-  if not redis.call('ZSCORE', ready, tenant) then
-    redis.call('ZADD', ready, virtual_time(P, class, tenant), tenant)
-    redis.call('HDEL', P .. 'wfq:' .. class, 'vt:' .. tenant)
+  if not send('ZSCORE', ready, tenant) then
+    send('ZADD', ready, virtual_time(P, class, tenant), tenant)
+    send('HDEL', P .. 'wfq:' .. class, 'vt:' .. tenant)
   end
 end
 
 local function leave(P, class, tenant)
-  local score = redis.call('ZSCORE', P .. 'ready:' .. class, tenant)
+  local score = send('ZSCORE', P .. 'ready:' .. class, tenant)
   if score then
-    redis.call('ZREM', P .. 'ready:' .. class, tenant)
-    redis.call('HSET', P .. 'wfq:' .. class, 'vt:' .. tenant, score)
+    send('ZREM', P .. 'ready:' .. class, tenant)
+    send('HSET', P .. 'wfq:' .. class, 'vt:' .. tenant, score)
   end
   redis.call('DEL', P .. 'in:' .. class .. ':' .. tenant)
 end
@@ -43,18 +43,18 @@ end
 -- Takes an entry out of a tenant's queue; an empty stream would stay, so it is deleted.
 local function dequeue(P, class, tenant, entry)
   local queue = P .. 'in:' .. class .. ':' .. tenant
-  redis.call('XDEL', queue, entry)
-  if redis.call('XLEN', queue) == 0 then
+  send('XDEL', queue, entry)
+  if send('XLEN', queue) == 0 then
     leave(P, class, tenant)
   end
 end
 
 -- Moves a tenant's virtual time by what a job cost, or cost more or less than was charged.
 local function charge(P, class, tenant, cost)
-  local v = redis.call('HMGET', P .. 'tenants', tenant .. ':weight', tenant .. ':rate')
+  local v = send('HMGET', P .. 'tenants', tenant .. ':weight', tenant .. ':rate')
   local passed = cost / (number(v[1], MIN_WEIGHT, MAX_WEIGHT) or 1)
-  if redis.call('ZSCORE', P .. 'ready:' .. class, tenant) then
-    redis.call('ZINCRBY', P .. 'ready:' .. class, passed, tenant)
+  if send('ZSCORE', P .. 'ready:' .. class, tenant) then
+    send('ZINCRBY', P .. 'ready:' .. class, passed, tenant)
   else
     add('HINCRBYFLOAT', P .. 'wfq:' .. class, 'vt:' .. tenant, string.format('%.6f', passed))
   end
@@ -67,17 +67,17 @@ end
 --
 -- The rate is a bucket that may go into debt: a job is charged when claimed and corrected when it ends.
 local function room(P, tenant, now)
-  local caps = redis.call('HMGET', P .. 'tenants', tenant .. ':running', tenant .. ':rate')
+  local caps = send('HMGET', P .. 'tenants', tenant .. ':running', tenant .. ':rate')
   local max_running, rate = amount(caps[1]), amount(caps[2])
   if rate > 0 then
     local usage = P .. 'usage'
-    local v = redis.call('HMGET', usage, tenant .. ':level', tenant .. ':level_ms')
+    local v = send('HMGET', usage, tenant .. ':level', tenant .. ':level_ms')
     local full = rate * NUM_BURST_S
     local level, since = full, number(v[2], 0, MANY)
     if since then
       level = math.min(full, (number(v[1], -MANY, MANY) or 0) + rate * math.max(0, now - since) / 1000)
     end
-    redis.call('HSET', usage, tenant .. ':level', string.format('%.6f', level), tenant .. ':level_ms', now)
+    send('HSET', usage, tenant .. ':level', string.format('%.6f', level), tenant .. ':level_ms', now)
     if level <= 0 then
       return 0
     end
@@ -85,5 +85,5 @@ local function room(P, tenant, now)
   if max_running <= 0 then
     return math.huge
   end
-  return max_running - amount(redis.call('HGET', P .. 'usage', tenant .. ':running'))
+  return max_running - amount(send('HGET', P .. 'usage', tenant .. ':running'))
 end

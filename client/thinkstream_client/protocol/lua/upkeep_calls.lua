@@ -1,6 +1,7 @@
 -- What keeps the queue whole: reap, sweep, the tenants' settings, the namespace's identity, the library's own.
 
 local MAX_SESSIONS = 16
+local MAX_LEASES = 64
 local MAX_DUE = 256
 local MAX_CHECKED = 32
 local MAX_SCANNED = 256
@@ -14,15 +15,15 @@ local function judge(P, job, alone)
     job.attempts, job.suspect = job.attempts + 1, true
   elseif alone == '' then
     job.suspect = true
-    if redis.call('HINCRBY', P .. 'job:' .. job.member, 'unnamed', 1) > MAX_UNNAMED then
+    if add('HINCRBY', P .. 'job:' .. job.member, 'unnamed', 1) > MAX_UNNAMED then
       job.attempts = job.attempts + 1
     end
   end
 end
 
--- Takes every job of a dead session; returns how many are in line again.
-local function reap_session(P, session, now)
-  local alone = redis.call('HGET', P .. 'session:' .. session, 'alone') or ''
+-- Takes every job of a session that is dead, or broken; returns how many are in line again.
+local function reap_session(P, session, now, flaw)
+  local alone = send('HGET', P .. 'session:' .. session, 'alone') or ''
   local requeued = 0
   for _, member in ipairs(held_by(P, session)) do
     local job = load_job(P, member)
@@ -31,7 +32,7 @@ local function reap_session(P, session, now)
         judge(P, job, alone)
       end
       if job.attempts >= MAX_ATTEMPTS then
-        redis.call('HSET', P .. 'job:' .. member, 'attempts', job.attempts)
+        send('HSET', P .. 'job:' .. member, 'attempts', job.attempts)
         bury(P, job, now, { code = 'WorkerDied', message = 'its worker died each time it was tried',
           data = { attempts = job.attempts } })
       else
@@ -41,7 +42,7 @@ local function reap_session(P, session, now)
     end
   end
   end_session(P, session)
-  event(P, 'gone', { tenant = '', id = '' }, '', session)
+  event(P, 'gone', { tenant = '', id = '' }, flaw or '', session)
   return requeued
 end
 
@@ -50,14 +51,36 @@ local function reap(keys, argv)
   local P, now = keys[1], now_ms()
   local sessions = { argv[1] }
   if argv[1] == '' then
-    sessions = redis.call('ZRANGE', P .. 'leases', '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_SESSIONS)
+    sessions = send('ZRANGE', P .. 'leases', '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_SESSIONS)
   end
   local requeued = 0
   for _, session in ipairs(sessions) do
-    if redis.call('ZSCORE', P .. 'leases', session) or redis.call('EXISTS', P .. 'own:' .. session) == 1 then
+    if send('ZSCORE', P .. 'leases', session) or redis.call('EXISTS', P .. 'own:' .. session) == 1 then
       requeued = requeued + reap_session(P, session, now)
     end
   end
+  return requeued
+end
+
+-- Whether a session is one that could be given jobs, renew its lease and lose it.
+local function is_whole(P, session, lease, now)
+  local v = redis.pcall('HMGET', P .. 'session:' .. session, 'nonce', 'slots', 'lease_ms')
+  local num_owned = redis.pcall('HLEN', P .. 'own:' .. session)
+  return v[1] and whole(v[2], 0) and whole(v[3], 1, DAY_MS) and type(num_owned) == 'number'
+    and tonumber(lease) <= now + DAY_MS
+end
+
+-- Reaps sessions that are none: nothing that such a one owns would ever end. A page of them at a time.
+local function check_sessions(P, now)
+  local page = send('ZSCAN', P .. 'leases', cursor(P .. 'wfq:0', 'leases'), 'COUNT', MAX_LEASES)
+  local requeued = 0
+  for i = 1, #page[2], 2 do
+    local session, lease = page[2][i], page[2][i + 1]
+    if not is_whole(P, session, lease, now) then
+      requeued = requeued + reap_session(P, session, now, 'broken')
+    end
+  end
+  send('HSET', P .. 'wfq:0', 'leases', page[1])
   return requeued
 end
 
@@ -67,17 +90,17 @@ local function forget(P, name)
   if not tenant or redis.call('EXISTS', P .. 'job:' .. tenant .. ':' .. id) == 1 then
     return
   end
-  redis.call('ZREM', P .. 'jobs:' .. tenant, id)
+  send('ZREM', P .. 'jobs:' .. tenant, id)
   for tag in string.gmatch(tags, '[^:]+') do
-    redis.call('ZREM', P .. 'tag:' .. tenant .. ':' .. tag, id)
+    send('ZREM', P .. 'tag:' .. tenant .. ':' .. tag, id)
   end
 end
 
 -- Takes a page of what is due out of a sorted set, and notes where there may be more.
 local function take_due(key, now, done)
-  local items = redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_DUE)
+  local items = send('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, MAX_DUE)
   for _, item in ipairs(items) do
-    redis.call('ZREM', key, item)
+    send('ZREM', key, item)
   end
   if #items == MAX_DUE then
     done.more = 1
@@ -89,16 +112,21 @@ local function do_due(P, now, done)
   for _, item in ipairs(take_due(P .. 'due', now, done)) do
     local kind, name = string.match(item, '^(%a+):(.*)$')
     if kind == 'retry' then
-      redis.call('HINCRBY', P .. 'wfq:0', 'retrying', -1)
+      count_retrying(P, -1)
     end
-    local job = (kind == 'retry' or kind == 'deadline') and load_job(P, name)
-    if kind == 'retry' and job and job.status == 'waiting' then
+    local job, problem
+    if kind == 'retry' or kind == 'deadline' then
+      job, problem = load_job(P, name)
+    end
+    if problem == 'broken' then
+      condemn(P, name, now, kind == 'retry' and 'queued' or nil)
+    elseif kind == 'retry' and job and job.status == 'waiting' then
       requeue(P, job, 'retry')
       done.retried = done.retried + 1
     elseif kind == 'deadline' and job and not TERMINAL[job.status] then
       -- A tenant may write to this set, so the job itself has the last word.
       if job.deadline > now then
-        redis.call('ZADD', P .. 'due', job.deadline, item)
+        send('ZADD', P .. 'due', job.deadline, item)
       else
         seal(P, job, now, 'expired')
         done.expired = done.expired + 1
@@ -113,13 +141,16 @@ end
 -- Looks at the running jobs that were looked at longest ago: each must have a living owner that knows it.
 local function repair(P, now, done)
   local running = P .. 'running'
-  for _, member in ipairs(redis.call('ZRANGE', running, 0, MAX_CHECKED - 1)) do
-    local job = load_job(P, member)
+  for _, member in ipairs(send('ZRANGE', running, 0, MAX_CHECKED - 1)) do
+    local job, problem = load_job(P, member)
+    if problem == 'broken' then
+      condemn(P, member, now, 'running')
+    end
     if not job or job.status ~= 'running' then
-      redis.call('ZREM', running, member)
-    elseif job.owner and redis.call('ZSCORE', P .. 'leases', job.owner)
-      and redis.call('HEXISTS', P .. 'own:' .. job.owner, member) == 1 then
-      redis.call('ZADD', running, now, member)
+      send('ZREM', running, member)
+    elseif job.owner and send('ZSCORE', P .. 'leases', job.owner)
+      and send('HEXISTS', P .. 'own:' .. job.owner, member) == 1 then
+      send('ZADD', running, now, member)
     else
       clear_by_progress(P, job)
       requeue(P, job, 'repair')
@@ -133,18 +164,18 @@ end
 local function tidy_virtual_times(P)
   for _, class in ipairs(CLASSES) do
     local wfq = P .. 'wfq:' .. class
-    local v = redis.call('HMGET', wfq, 'vmin', 'cursor')
-    local level = redis.call('EXISTS', P .. 'ready:' .. class) == 0 and math.huge or tonumber(v[1]) or 0
-    local page = redis.call('HSCAN', wfq, v[2] or '0', 'MATCH', 'vt:*', 'COUNT', 64)
+    local level = redis.call('EXISTS', P .. 'ready:' .. class) == 0 and math.huge
+      or amount(send('HGET', wfq, 'vmin'))
+    local page = send('HSCAN', wfq, cursor(wfq, 'cursor'), 'MATCH', 'vt:*', 'COUNT', 64)
     for i = 1, #page[2], 2 do
-      if tonumber(page[2][i + 1]) <= level then
-        redis.call('HDEL', wfq, page[2][i])
+      if amount(page[2][i + 1]) <= level then
+        send('HDEL', wfq, page[2][i])
       end
     end
     if page[1] ~= '0' then
-      redis.call('HSET', wfq, 'cursor', page[1])
+      send('HSET', wfq, 'cursor', page[1])
     else
-      redis.call('HDEL', wfq, 'cursor')
+      send('HDEL', wfq, 'cursor')
     end
   end
 end
@@ -154,7 +185,7 @@ end
 -- A page of the keys at a time; what the entries are worth is found out when the tenant is served.
 local function find_queues(P)
   local wfq, first = P .. 'wfq:0', #P + #'in:0:' + 1
-  local page = redis.call('SCAN', redis.call('HGET', wfq, 'scanned') or '0', 'MATCH', P .. 'in:[0-2]:*',
+  local page = redis.call('SCAN', cursor(wfq, 'scanned'), 'MATCH', P .. 'in:[0-2]:*',
     'COUNT', MAX_SCANNED)
   for _, queue in ipairs(page[2]) do
     local tenant = string.match(string.sub(queue, first), '^[%w._-]+$')
@@ -162,11 +193,13 @@ local function find_queues(P)
       enter(P, string.sub(queue, first - 2, first - 2), tenant)
     end
   end
-  redis.call('HSET', wfq, 'scanned', page[1])
+  send('HSET', wfq, 'scanned', page[1])
 end
 
 local function sweep(keys)
   local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0, more = 0 }
+  heal(P)
+  done.repaired = check_sessions(P, now)
   do_due(P, now, done)
   repair(P, now, done)
   check_batches(P, now)
@@ -181,9 +214,9 @@ local function tenant_set(keys, argv)
   for i = 2, #argv, 2 do
     local field = argv[1] .. ':' .. argv[i]
     if argv[i + 1] == '' then
-      redis.call('HDEL', key, field)
+      send('HDEL', key, field)
     else
-      redis.call('HSET', key, field, argv[i + 1])
+      send('HSET', key, field, argv[i + 1])
     end
   end
   return { 'OK' }
@@ -202,24 +235,22 @@ local function backlog(keys)
   local P = keys[1]
   local rows = {}
   for _, class in ipairs(CLASSES) do
-    rows[#rows + 1] = { class, '', redis.call('ZCARD', P .. 'again:' .. class) }
-    for _, tenant in ipairs(redis.call('ZRANGE', P .. 'ready:' .. class, 0, 999)) do
-      local length = redis.pcall('XLEN', P .. 'in:' .. class .. ':' .. tenant)
-      rows[#rows + 1] = { class, tenant, type(length) == 'number' and length or 0 }
+    rows[#rows + 1] = { class, '', peek('ZCARD', P .. 'again:' .. class) or 0 }
+    for _, tenant in ipairs(peek('ZRANGE', P .. 'ready:' .. class, 0, 999) or {}) do
+      rows[#rows + 1] = { class, tenant, peek('XLEN', P .. 'in:' .. class .. ':' .. tenant) or 0 }
     end
   end
-  local dead = redis.pcall('XLEN', P .. 'dead')
-  return { rows, redis.call('ZCARD', P .. 'running'), tonumber(redis.call('HGET', P .. 'wfq:0', 'retrying')) or 0,
-    type(dead) == 'number' and dead or 0 }
+  return { rows, peek('ZCARD', P .. 'running') or 0, amount(peek('HGET', P .. 'wfq:0', 'retrying')),
+    peek('XLEN', P .. 'dead') or 0 }
 end
 
 local function sessions(keys)
   local P, now, rows = keys[1], now_ms(), {}
-  local leases = redis.call('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES')
+  local leases = peek('ZRANGE', P .. 'leases', 0, -1, 'WITHSCORES') or {}
   for i = 1, #leases, 2 do
-    local num_owned = redis.pcall('HLEN', P .. 'own:' .. leases[i])
-    local fields = redis.pcall('HGETALL', P .. 'session:' .. leases[i])
-    if type(num_owned) == 'number' and not fields.err then
+    local num_owned = peek('HLEN', P .. 'own:' .. leases[i])
+    local fields = peek('HGETALL', P .. 'session:' .. leases[i])
+    if num_owned and fields then
       rows[#rows + 1] = { leases[i], leases[i + 1] - now, num_owned, fields }
     end
   end
@@ -227,7 +258,7 @@ local function sessions(keys)
 end
 
 local function tenants(keys)
-  return { redis.call('HGETALL', keys[1] .. 'tenants'), redis.call('HGETALL', keys[1] .. 'usage') }
+  return { peek('HGETALL', keys[1] .. 'tenants') or {}, peek('HGETALL', keys[1] .. 'usage') or {} }
 end
 
 local function build()

@@ -8,7 +8,7 @@ local FENCED = { 'FENCED' }
 -- What a session tells about itself: names and values, from one of the arguments on.
 local function take_info(key, argv, first)
   for i = first, #argv, 2 do
-    redis.call('HSET', key, 'info:' .. argv[i], argv[i + 1])
+    send('HSET', key, 'info:' .. argv[i], argv[i + 1])
   end
 end
 
@@ -16,32 +16,51 @@ end
 local function hello(keys, argv)
   local P, session, nonce = keys[1], argv[1], argv[2]
   local key = P .. 'session:' .. session
-  local known = redis.call('HGET', key, 'nonce')
+  local known = send('HGET', key, 'nonce')
   if known and known ~= nonce then
     return FENCED
   end
   local now = now_ms()
-  redis.call('HSET', key, 'nonce', nonce, 'replica', argv[3], 'slots', argv[4], 'lease_ms', argv[5],
+  send('HSET', key, 'nonce', nonce, 'replica', argv[3], 'slots', argv[4], 'lease_ms', argv[5],
     'draining', '0', 'alone', '', 'since', now)
   take_info(key, argv, 6)
-  redis.call('ZADD', P .. 'leases', now + argv[5], session)
+  send('ZADD', P .. 'leases', now + argv[5], session)
   event(P, 'hello', { tenant = '', id = '' }, '', session)
   return { 'OK' }
+end
+
+-- The mark "<mk>:<grain>" under which a session owns a job. One that others wrote over is taken from the hash
+-- again; nil if that cannot tell either.
+local function mark_of(P, session, member, mark)
+  local mk, grain = string.match(mark, '^(%d+):(%d+)$')
+  if whole(mk, 1) and whole(grain, 1, MAX_GRAIN) then
+    return mark
+  end
+  local job = load_job(P, member)
+  if not job or job.owner ~= session then
+    return nil
+  end
+  mark = job.mk .. ':' .. job.grain
+  send('HSET', P .. 'own:' .. session, member, mark)
+  return mark
 end
 
 -- The members that a session owns, each followed by "<mk>:<grain>" if asked for. What no hash names as the
 -- session's has vanished or was written anew, and is let go of: it would hold a slot for ever.
 local function held_by(P, session, with_marks)
   local own, held = P .. 'own:' .. session, {}
-  local found = redis.call('HGETALL', own)
+  local found = send('HGETALL', own)
   for i = 1, #found, 2 do
-    local member = found[i]
-    if redis.pcall('HGET', P .. 'job:' .. member, 'owner') == session then
+    local member, tenant = found[i], split(found[i])
+    local mark = not with_marks or mark_of(P, session, member, found[i + 1])
+    if redis.pcall('HGET', P .. 'job:' .. member, 'owner') ~= session then
+      send('HDEL', own, member)
+      if tenant then
+        count(P, tenant, 'running', -1)
+      end
+    elseif mark then
       held[#held + 1] = member
-      held[#held + 1] = with_marks and found[i + 1] or nil
-    else
-      redis.call('HDEL', own, member)
-      count(P, split(member), 'running', -1)
+      held[#held + 1] = with_marks and mark or nil
     end
   end
   return held
@@ -54,25 +73,26 @@ local function beat(keys, argv)
   if not lease_ms then
     return FENCED
   end
-  redis.call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
+  send('ZADD', P .. 'leases', now_ms() + lease_ms, session)
   local key = P .. 'session:' .. session
-  redis.call('HSET', key, 'draining', argv[3], 'alone', argv[4])
+  send('HSET', key, 'draining', argv[3], 'alone', argv[4])
   take_info(key, argv, 5)
   return { 'OK', held_by(P, session, true) }
 end
 
--- What the session owns of the members at argv[first], argv[first + stride], ...: "<mk>:<grain>" or false.
+-- What the session owns of the members at argv[first], argv[first + stride], ...: "<mk>:<grain>", false if not.
 local function owned(P, session, argv, first, stride)
   local found = {}
   for at = first, #argv, stride do
-    found[#found + 1] = redis.call('HGET', P .. 'own:' .. session, argv[at])
+    local mark = send('HGET', P .. 'own:' .. session, argv[at])
+    found[#found + 1] = mark and mark_of(P, session, argv[at], mark) or false
   end
   return found
 end
 
 -- Why a row was refused: by then the job may have ended or be another's, which needs no reading to know.
 local function refusal(P, session, member)
-  return redis.call('HEXISTS', P .. 'own:' .. session, member) == 1 and CAS or GONE
+  return send('HEXISTS', P .. 'own:' .. session, member) == 1 and CAS or GONE
 end
 
 -- ARGV: session, nonce, then per job: member, expected length, entry. The length reads "<length>" in a stream
@@ -184,7 +204,7 @@ local function fail(keys, argv)
   clear_by_progress(P, job)
   job.attempts = job.attempts + 1
   if argv[5] ~= '1' or job.attempts >= MAX_ATTEMPTS then
-    redis.call('HSET', P .. 'job:' .. job.member, 'attempts', job.attempts)
+    send('HSET', P .. 'job:' .. job.member, 'attempts', job.attempts)
     bury(P, job, now, failure)
     return { OK }
   end
@@ -193,9 +213,9 @@ local function fail(keys, argv)
   backoff = math.floor(backoff / 2 + backoff / 2 * (tonumber(redis.call('TIME')[2]) % 1000) / 1000)
   detach(P, job)
   account(P, job, 'waiting')
-  redis.call('HSET', P .. 'job:' .. job.member, 'status', 'waiting', 'attempts', job.attempts, 'error', argv[4])
-  redis.call('ZADD', P .. 'due', now + backoff, 'retry:' .. job.member)
-  redis.call('HINCRBY', P .. 'wfq:0', 'retrying', 1)
+  send('HSET', P .. 'job:' .. job.member, 'status', 'waiting', 'attempts', job.attempts, 'error', argv[4])
+  send('ZADD', P .. 'due', now + backoff, 'retry:' .. job.member)
+  count_retrying(P, 1)
   event(P, 'retry', job, 'waiting', session)
   return { OK }
 end
@@ -233,16 +253,16 @@ local function note(keys, argv)
     return FENCED
   end
   local key = P .. 'job:' .. argv[3]
-  if redis.call('HGET', key, 'owner') ~= argv[1] then
+  if send('HGET', key, 'owner') ~= argv[1] then
     return { GONE }
   end
-  redis.call('HSET', key, 'note', argv[4])
+  send('HSET', key, 'note', argv[4])
   return { OK }
 end
 
 local function end_session(P, session)
   redis.call('DEL', P .. 'session:' .. session, P .. 'own:' .. session)
-  redis.call('ZREM', P .. 'leases', session)
+  send('ZREM', P .. 'leases', session)
 end
 
 -- ARGV: session, nonce
