@@ -12,6 +12,7 @@ demo: $(VENV)/.service
 test: check
 	infra/install_test_servers
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 check: $(VENV)/.dev
 	infra/check

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .ops import Ops, Routing
+from .ops import Addend, ExpertLists, Ops, Routing
 
 
 class Dispatched(NamedTuple):
@@ -20,11 +20,13 @@ class Dispatched(NamedTuple):
 
     Attributes:
         hidden_RD: The rows.
-        slots_RK: int64, their places in this rank's stacked weights.
+        slots_RK: Integers, their places in this rank's stacked weights.
+        lists: The same by slot, where that is known already.
     """
 
     hidden_RD: Tensor
     slots_RK: Tensor
+    lists: ExpertLists | None = None
 
 
 class Exchange(Protocol):
@@ -34,7 +36,7 @@ class Exchange(Protocol):
         """Send every row to the ranks of its experts."""
         ...
 
-    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Tensor:
+    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Addend:
         """Bring the experts' outputs home and sum them, weighted, in the order of k: [T, D]."""
         ...
 
@@ -51,8 +53,8 @@ class LocalExchange:
 
     def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Leave the rows where they are: a slot is its expert's number."""
-        return Dispatched(hidden_TD, routing.expert_ids_TK)
+        return Dispatched(hidden_TD, routing.expert_ids_TK, routing.lists)
 
-    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Tensor:
+    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Addend:
         """Sum the outputs of each row."""
         return self._ops.combine(outputs_RKD, routing.weights_TK)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import ThinkerConfig
 from .exchange import Exchange
-from .ops import Ops, Routing
+from .ops import Addend, Ops, Routing
 from .parameters import MoeWeights
 
 
@@ -39,8 +39,8 @@ class Experts:
     ops: Ops
     exchange: Exchange
 
-    def __call__(self, layer: int, hidden_TD: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
+    def __call__(self, layer: int, hidden_TD: Tensor, routing: Routing, weights: MoeWeights) -> Addend:
         """Each row's weighted sum over its experts, [T, D]."""
-        hidden_RD, slots_RK = self.exchange.dispatch(layer, hidden_TD, routing)
-        outputs_RKD = self.ops.experts(hidden_RD, slots_RK, weights.gate_up_E2ID, weights.down_EDI)
+        hidden_RD, slots_RK, lists = self.exchange.dispatch(layer, hidden_TD, routing)
+        outputs_RKD = self.ops.experts(hidden_RD, slots_RK, weights.gate_up_E2ID, weights.down_EDI, lists)
         return self.exchange.combine(layer, outputs_RKD, routing)

@@ -5,7 +5,8 @@ gains by fusing: the norm with the residual's addition, query and key norm with 
 into the cache, the router's softmax with its top-k.
 
 T tokens of the step, D hidden width, O any output width, Q width of queries, keys and values together,
-H query heads, C width of a head, E experts, K experts per token, I inner width.
+H query heads, C width of a head, E experts, K experts per token, I inner width, P parts of a sum, L pairs
+of one expert at most, S rows whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,18 +17,49 @@ from torch import Tensor
 
 from .inputs import StepInputs
 from .kv_cache import KVCache
+from .sampler import Sampled, SamplingInputs
+
+
+class Parts(NamedTuple):
+    """A sum that is still to be done, in the order of p; the next to read the row does it on the way.
+
+    Attributes:
+        values_TPD: The parts, in any strides.
+        weights_TP: float32, what each part counts; None where all count once.
+    """
+
+    values_TPD: Tensor
+    weights_TP: Tensor | None = None
+
+
+Addend = Tensor | Parts
+"""What is to be added to the residual stream."""
+
+
+class ExpertLists(NamedTuple):
+    """Which rows each expert gets, as a device works it out. The order within a list means nothing.
+
+    Attributes:
+        counts_E: int32, rows of each expert.
+        pairs_EL: int32, theirs as pairs ``row * K + k``; what is behind the count is undefined.
+    """
+
+    counts_E: Tensor
+    pairs_EL: Tensor
 
 
 class Routing(NamedTuple):
     """Which experts each row goes to.
 
     Attributes:
-        expert_ids_TK: int64, logical experts, the most likely first.
-        weights_TK: Their shares in the row's output, in the activations' dtype.
+        expert_ids_TK: Integers, logical experts, the most likely first.
+        weights_TK: Their shares in the row's output.
+        lists: The same by expert, where the device has worked it out beside.
     """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
+    lists: ExpertLists | None = None
 
 
 class StepAttention(Protocol):
@@ -66,7 +98,7 @@ class Ops(Protocol):
         ...
 
     def add_rms_norm(
-        self, hidden_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
+        self, addend_TD: Addend, residual_TD: Tensor, weight_D: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """Add to the residual stream and norm the sum.
 
@@ -79,7 +111,11 @@ class Ops(Protocol):
         """Multiply every row by a matrix: [T, O]."""
         ...
 
-    def swiglu(self, hidden_TD: Tensor, gate_up_2ID: Tensor, down_DI: Tensor) -> Tensor:
+    def project(self, hidden_TQ: Tensor, weight_DQ: Tensor) -> Addend:
+        """Multiply every row by a matrix, for the residual stream: [T, D]."""
+        ...
+
+    def swiglu(self, hidden_TD: Tensor, gate_up_2ID: Tensor, down_DI: Tensor) -> Addend:
         """The dense MLP: ``down(silu(gate x) * up x)``, [T, D]."""
         ...
 
@@ -87,20 +123,36 @@ class Ops(Protocol):
         """Softmax over all experts in float32, the top k of it, scaled to sum to 1 where asked."""
         ...
 
-    def experts(self, hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor:
+    def experts(
+        self,
+        hidden_TD: Tensor,
+        slots_TK: Tensor,
+        gate_up_E2ID: Tensor,
+        down_EDI: Tensor,
+        lists: ExpertLists | None = None,
+    ) -> Tensor:
         """Send each row through its k experts.
 
         Args:
             hidden_TD: The rows.
-            slots_TK: int64, places in the stacked weights.
+            slots_TK: Integers, places in the stacked weights.
             gate_up_E2ID: Gate and up of the experts that are here.
             down_EDI: Down of the experts that are here.
+            lists: The slots by expert, where they are known.
 
         Returns:
             The outputs apart, not yet weighted, [T, K, D].
         """
         ...
 
-    def combine(self, outputs_TKD: Tensor, weights_TK: Tensor) -> Tensor:
+    def combine(self, outputs_TKD: Tensor, weights_TK: Tensor) -> Addend:
         """Weight the experts' outputs and sum them in the order of k, [T, D]."""
+        ...
+
+    def logits(self, hidden_SD: Tensor, lm_head_VD: Tensor) -> Tensor:
+        """Multiply rows by the head: [S, V], float32."""
+        ...
+
+    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, num_valid_ids: int) -> Sampled:
+        """Choose one token per row, as ``sampler.sample`` says."""
         ...

@@ -116,8 +116,19 @@ def sample(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> 
     token_ids_B = best.indices.masked_fill(best.values.isnan(), NOT_A_TOKEN)
     if inputs.num_logprobs == 0:
         return Sampled(token_ids_B=token_ids_B)
+    return logprobs_of(token_ids_B, logits_BV, inputs.num_logprobs)
+
+
+def logprobs_of(token_ids_B: Tensor, logits_BV: Tensor, num_logprobs: int) -> Sampled:
+    """Add log-probabilities to chosen tokens.
+
+    Args:
+        token_ids_B: The tokens.
+        logits_BV: float32, the model's own, without padding rows of the vocabulary.
+        num_logprobs: As in ``SamplingInputs``, at least 1.
+    """
     logprobs_BV = logits_BV.log_softmax(dim=-1)
-    top = logprobs_BV.topk(min(inputs.num_logprobs - 1, logprobs_BV.shape[1]), dim=-1)
+    top = logprobs_BV.topk(min(num_logprobs - 1, logprobs_BV.shape[1]), dim=-1)
     return Sampled(
         token_ids_B=token_ids_B,
         logprob_B=logprobs_BV.gather(1, token_ids_B.clamp(min=0).unsqueeze(1)).squeeze(1),

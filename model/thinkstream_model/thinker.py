@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from .config import ThinkerConfig
+from .device_ops import ops_for
 from .exchange import Exchange, LocalExchange
 from .experts import Experts, Router
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .ops import Ops, StepAttention
+from .ops import Addend, Ops, StepAttention
 from .parameters import AttentionWeights, DenseWeights, MoeWeights, ThinkerWeights
-from .torch_ops import TorchOps
+from .sampler import Sampled, SamplingInputs
 
 
 class Thinker:
@@ -27,7 +28,7 @@ class Thinker:
 
     Args:
         weights: All parameters, on one device and of one dtype.
-        ops: The device's operations; plain torch where none are given.
+        ops: The operations; where none are given, those that fit the device.
         exchange: The way to the experts; where none is given, all are here.
     """
 
@@ -37,7 +38,7 @@ class Thinker:
         config = weights.config
         self.config: ThinkerConfig = config
         self.weights = weights
-        self._ops = ops or TorchOps(config, weights.embedding_VD.device)
+        self._ops = ops or ops_for(config, weights.embedding_VD.device)
         self._router = Router(self._ops, config)
         self._experts = Experts(self._ops, exchange or LocalExchange(self._ops))
 
@@ -62,30 +63,33 @@ class Thinker:
         Returns:
             Logits of ``inputs.output_rows_S``, [S, V], float32, padding rows of the vocabulary included.
         """
-        ops, weights, eps = self._ops, self.weights, self.config.rms_norm_eps
+        ops, layers, eps = self._ops, self.weights.layers, self.config.rms_norm_eps
+        next_norms_D = [layer.input_norm_D for layer in layers[1:]] + [self.weights.norm_D]
         attention = ops.attention(inputs, kv)
-        residual_TD = ops.embed(inputs.input_ids_T, weights.embedding_VD)
-        hidden_TD = ops.rms_norm(residual_TD, weights.layers[0].input_norm_D, eps)
-        for number, layer in enumerate(weights.layers):
-            if number > 0:
-                hidden_TD, residual_TD = ops.add_rms_norm(hidden_TD, residual_TD, layer.input_norm_D, eps)
-            hidden_TD = self._attend(number, hidden_TD, layer.attention, attention)
+        residual_TD = ops.embed(inputs.input_ids_T, self.weights.embedding_VD)
+        hidden_TD = ops.rms_norm(residual_TD, layers[0].input_norm_D, eps)
+        for number, (layer, next_norm_D) in enumerate(zip(layers, next_norms_D, strict=True)):
+            addend_TD = self._attend(number, hidden_TD, layer.attention, attention)
             hidden_TD, residual_TD = ops.add_rms_norm(
-                hidden_TD, residual_TD, layer.post_attention_norm_D, eps
+                addend_TD, residual_TD, layer.post_attention_norm_D, eps
             )
-            hidden_TD = self._mlp(number, hidden_TD, layer.mlp)
-        rows_S = inputs.output_rows_S
-        hidden_SD, _ = ops.add_rms_norm(hidden_TD[rows_S], residual_TD[rows_S], weights.norm_D, eps)
-        return ops.linear(hidden_SD, weights.lm_head_VD).float()
+            addend_TD = self._mlp(number, hidden_TD, layer.mlp)
+            hidden_TD, residual_TD = ops.add_rms_norm(addend_TD, residual_TD, next_norm_D, eps)
+        return ops.logits(hidden_TD.index_select(0, inputs.output_rows_S), self.weights.lm_head_VD)
+
+    @torch.inference_mode()
+    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Sampled:
+        """Choose one token per row of the logits, as ``sampler.sample`` says, without waiting for it."""
+        return self._ops.sample(logits_SV, inputs, num_valid_ids)
 
     def _attend(
         self, layer: int, hidden_TD: Tensor, weights: AttentionWeights, attention: StepAttention
-    ) -> Tensor:
+    ) -> Addend:
         qkv_TQ = self._ops.linear(hidden_TD, weights.qkv_QD)
         q_THC = attention.prologue(qkv_TQ, weights.q_norm_C, weights.k_norm_C, layer)
-        return self._ops.linear(attention.attend(q_THC, layer), weights.out_DQ)
+        return self._ops.project(attention.attend(q_THC, layer), weights.out_DQ)
 
-    def _mlp(self, layer: int, hidden_TD: Tensor, weights: DenseWeights | MoeWeights) -> Tensor:
+    def _mlp(self, layer: int, hidden_TD: Tensor, weights: DenseWeights | MoeWeights) -> Addend:
         if isinstance(weights, DenseWeights):
             return self._ops.swiglu(hidden_TD, weights.gate_up_2ID, weights.down_DI)
         return self._experts(layer, hidden_TD, self._router(hidden_TD, weights), weights)

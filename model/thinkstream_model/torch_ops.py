@@ -22,9 +22,11 @@ from torch import Tensor
 from .config import ThinkerConfig
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .ops import Routing
+from .ops import Addend, ExpertLists, Routing
 from .rms_norm import rms_norm
 from .rope import rotary_table
+from .sampler import Sampled, SamplingInputs, sample
+from .swiglu import silu_and_multiply
 from .torch_attention import PagedAttention
 
 TILE_ROWS = 16
@@ -71,19 +73,24 @@ class TorchOps:
         return rms_norm(hidden_TD, weight_D, eps)
 
     def add_rms_norm(
-        self, hidden_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
+        self, addend_TD: Addend, residual_TD: Tensor, weight_D: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """See ``Ops.add_rms_norm``."""
-        residual_TD = residual_TD + hidden_TD
+        """See ``Ops.add_rms_norm``. Nothing here leaves a sum to others."""
+        assert isinstance(addend_TD, Tensor)
+        residual_TD = residual_TD + addend_TD
         return rms_norm(residual_TD, weight_D, eps), residual_TD
 
     def linear(self, hidden_TD: Tensor, weight_OD: Tensor) -> Tensor:
         """See ``Ops.linear``."""
         return self._matmul(self._pad(hidden_TD), weight_OD)[: hidden_TD.shape[0]]
 
+    def project(self, hidden_TQ: Tensor, weight_DQ: Tensor) -> Tensor:
+        """See ``Ops.project``."""
+        return self.linear(hidden_TQ, weight_DQ)
+
     def swiglu(self, hidden_TD: Tensor, gate_up_2ID: Tensor, down_DI: Tensor) -> Tensor:
         """See ``Ops.swiglu``."""
-        inner_TI = _gate(self._matmul(self._pad(hidden_TD), gate_up_2ID))
+        inner_TI = silu_and_multiply(self._matmul(self._pad(hidden_TD), gate_up_2ID))
         return self._matmul(inner_TI, down_DI)[: hidden_TD.shape[0]]
 
     def route(self, hidden_TD: Tensor, router_ED: Tensor, top_k: int, *, renormalize: bool) -> Routing:
@@ -94,7 +101,14 @@ class TorchOps:
             weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
         return Routing(expert_ids_TK, weights_TK.to(hidden_TD.dtype))
 
-    def experts(self, hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor:
+    def experts(
+        self,
+        hidden_TD: Tensor,
+        slots_TK: Tensor,
+        gate_up_E2ID: Tensor,
+        down_EDI: Tensor,
+        lists: ExpertLists | None = None,
+    ) -> Tensor:
         """See ``Ops.experts``. Experts without rows are not touched."""
         if self._is_grouped:
             return _grouped_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
@@ -105,7 +119,7 @@ class TorchOps:
         gate_up_R2I = hidden_TD.new_empty(hidden_RD.shape[0], gate_up_E2ID.shape[1])
         for expert, start, end in spans:
             self._matmul_into(gate_up_R2I[start:end], hidden_RD[start:end], gate_up_E2ID[expert])
-        inner_RI = _gate(gate_up_R2I)
+        inner_RI = silu_and_multiply(gate_up_R2I)
         outputs_RD = torch.empty_like(hidden_RD)
         for expert, start, end in spans:
             self._matmul_into(outputs_RD[start:end], inner_RI[start:end], down_EDI[expert])
@@ -118,6 +132,14 @@ class TorchOps:
         for k in range(1, weighted_TKD.shape[1]):
             total_TD = total_TD + weighted_TKD[:, k]
         return total_TD
+
+    def logits(self, hidden_SD: Tensor, lm_head_VD: Tensor) -> Tensor:
+        """See ``Ops.logits``."""
+        return self.linear(hidden_SD, lm_head_VD).float()
+
+    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, num_valid_ids: int) -> Sampled:
+        """See ``Ops.sample``."""
+        return sample(logits_SV, inputs, num_valid_ids=num_valid_ids)
 
     def _pad(self, rows_TD: Tensor) -> Tensor:
         padding = -rows_TD.shape[0] % TILE_ROWS if self._exact else 0
@@ -138,13 +160,6 @@ class TorchOps:
             torch.split(out_TO, TILE_ROWS), torch.split(rows_TD, TILE_ROWS), strict=True
         ):
             torch.mm(tile, weight_DO, out=out_tile)
-
-
-def _gate(gate_up_T2I: Tensor) -> Tensor:
-    """``silu(gate) * up`` of operations that do not depend on a row's place in memory."""
-    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
-    gate32_TI = gate_TI.float()
-    return (gate32_TI / gate32_TI.neg().exp_().add_(1.0)).to(up_TI.dtype) * up_TI
 
 
 def _group_by_expert(slots_P: Tensor, num_experts: int) -> tuple[Tensor, list[_Span]]:
@@ -177,5 +192,5 @@ def _grouped_experts(hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, 
     ends_E = torch.searchsorted(slots_P.index_select(0, order_P), experts_E, right=True).int()
     hidden_PD = hidden_TD.index_select(0, order_P // top_k)
     gate_up_P2I = F.grouped_mm(hidden_PD, gate_up_E2ID.transpose(1, 2), offs=ends_E)
-    outputs_PD = F.grouped_mm(_gate(gate_up_P2I), down_EDI.transpose(1, 2), offs=ends_E)
+    outputs_PD = F.grouped_mm(silu_and_multiply(gate_up_P2I), down_EDI.transpose(1, 2), offs=ends_E)
     return torch.empty_like(outputs_PD).index_copy_(0, order_P, outputs_PD).view(num_rows, top_k, -1)

@@ -1,0 +1,43 @@
+"""How kernels are launched: one behind the other's end, where the device can.
+
+With dependent launch a kernel is set up while the one before it still runs, and waits on the device for
+its results. It pays only when each kernel lets the next one start as soon as it has itself waited, and is
+safe because each waits before it stores anything: then whatever the last but one wrote is complete.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+
+_HOPPER = (9, 0)
+
+
+@functools.cache
+def is_dependent(device: torch.device) -> bool:
+    """Whether kernels on the device wait for each other by themselves.
+
+    ``THINKSTREAM_DEPENDENT_LAUNCH=0`` forbids it: a profiler would count a kernel's wait as its work.
+    """
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    if not is_nvidia or os.environ.get("THINKSTREAM_DEPENDENT_LAUNCH") == "0":
+        return False
+    return torch.cuda.get_device_capability(device) >= _HOPPER
+
+
+def launch_options(device: torch.device) -> dict[str, Any]:
+    """Options that every launch on the device takes.
+
+    On AMD's they hold the matrix instruction to one kind, so that tiles of any size sum in one order.
+    """
+    if device.type == "cuda" and torch.version.hip is not None:
+        return {"matrix_instr_nonkdim": 16}
+    return {"launch_pdl": True} if is_dependent(device) else {}
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How a dot treats its operands: float32 stays float32, for Triton's default would be TF32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
