@@ -69,7 +69,12 @@ def next_token(sequence: Sequence) -> int:
 def step(batcher: Batcher) -> tuple[Batch, StepOutput]:
     batch = batcher.next_batch()
     assert batch is not None
-    return batch, batcher.commit(batch, SampledTokens([next_token(s) for s in batch.sampled]))
+    return batch, done(batcher, batch, [next_token(s) for s in batch.sampled])
+
+
+def done(batcher: Batcher, batch: Batch, token_ids: list[int]) -> StepOutput:
+    batcher.advance(batch)
+    return batcher.commit(batch, SampledTokens(token_ids))
 
 
 @dataclass
@@ -164,6 +169,13 @@ def test_a_prompt_without_room_for_a_token_fails_and_blocks_nobody() -> None:
     assert empty.code == "InvalidRequest"
 
 
+def test_an_id_that_would_be_taken_for_a_placeholder_is_refused() -> None:
+    batcher = batcher_of()
+    ends = batcher.admit([submit_of(1, [1, -1]), submit_of(2, published=[-2])]).ends
+    assert [end.error.code for end in ends if end.error] == ["InvalidRequest"] * 2
+    assert not batcher.has_work
+
+
 def test_a_resumed_sequence_goes_on_behind_what_is_published() -> None:
     whole = run_all(batcher_of(), [submit_of(1, max_tokens=8)]).ids(1)
     for k in range(8):
@@ -242,7 +254,7 @@ def test_a_sequence_without_a_token_fails_and_leaves_nothing_to_share() -> None:
     batcher.admit([submit_of(1, range(10)), submit_of(2, range(20, 25))])
     batch = batcher.next_batch()
     assert batch is not None
-    output = batcher.commit(batch, SampledTokens([-1, 5]))
+    output = done(batcher, batch, [-1, 5])
     assert [(end.key, end.error.code) for end in output.ends if end.error] == [(key_of(1), "StepFailed")]
     assert [token.key for token in output.tokens] == [key_of(2)]
     batcher.admit([submit_of(3, range(10)), submit_of(4, range(20, 30))])
@@ -293,7 +305,7 @@ def test_fail_ends_all_of_a_batch() -> None:
     failure = JobFailure(code="StepFailed", message="no")
     output = batcher.fail(left, failure)
     assert output.ends == [SequenceEnd(key=key_of(1), reason=FinishReason.FAILED, error=failure)]
-    assert batcher.commit(right, SampledTokens([4])).tokens == [TokenOut(key_of(2), 1, 4)]
+    assert done(batcher, right, [4]).tokens == [TokenOut(key_of(2), 1, 4)]
 
 
 def test_logprobs_stay_with_their_tokens() -> None:
@@ -301,6 +313,7 @@ def test_logprobs_stay_with_their_tokens() -> None:
     batcher.admit([submit_of(1), submit_of(2)])
     batch = batcher.next_batch()
     assert batch is not None
+    batcher.advance(batch)
     output = batcher.commit(batch, SampledTokens([4, 5], [None, TokenLogprobs(-0.5)]))
     assert [token.logprobs for token in output.tokens] == [None, TokenLogprobs(-0.5)]
 
@@ -337,7 +350,7 @@ def play(
         for sequence, query_len in zip(batch.sequences, batch.query_lens, strict=True):
             assert sequence.num_computed_tokens + query_len <= len(sequence.block_table) * 4
         steps.append((tuple(s.key for s in batch.sequences), batch.query_lens))
-        heard.add(batcher.commit(batch, SampledTokens([next_token(s) for s in batch.sampled])))
+        heard.add(done(batcher, batch, [next_token(s) for s in batch.sampled]))
     return heard, steps
 
 

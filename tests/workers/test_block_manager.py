@@ -17,7 +17,7 @@ from thinkstream_workers.sequence import Sequence
 
 def sequence_of(token_ids: list[int] | range) -> Sequence:
     key = JobKey(JobRef("tenant", "job"), 1)
-    return Sequence.of(Submit(key=key, prompt_ids=tuple(token_ids), sampling=ResolvedSampling()), 1)
+    return Sequence.of(Submit(key=key, prompt_ids=tuple(token_ids), sampling=ResolvedSampling()), 1, 1000)
 
 
 def compute(blocks: BlockManager, sequence: Sequence, num_tokens: int | None = None) -> None:
@@ -123,7 +123,7 @@ def test_digests_do_not_depend_on_the_process() -> None:
         "from thinkstream_workers.sequence import Sequence\n"
         "order = Submit(key=JobKey(JobRef('t', 'j'), 1), prompt_ids=tuple(range(9)),"
         " sampling=ResolvedSampling())\n"
-        "sequence = Sequence.of(order, 1)\n"
+        "sequence = Sequence.of(order, 1, 1000)\n"
         "blocks = BlockManager(4, 4)\n"
         "blocks.allocate(sequence, 9)\n"
         "sequence.num_computed_tokens = 9\n"

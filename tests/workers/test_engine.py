@@ -16,11 +16,13 @@ from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_workers import batcher as batcher_module
+from thinkstream_workers.batch import Batch
 from thinkstream_workers.build import build_engine
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.mailboxes import Inbox, Outbox
 from thinkstream_workers.orders import JobKey, SequenceEnd, Started, Stop, Submit, TokenOut
+from thinkstream_workers.runner import InFlight, ModelRunner
 from thinkstream_workers.sampling import ResolvedSampling
 
 NUM_IDS = 90
@@ -87,11 +89,13 @@ def prompt_of(number: int, length: int | None = None) -> tuple[int, ...]:
 
 
 def submit_of(number: int, *, max_tokens: int = 24, alone: bool = False) -> Submit:
-    """A job whose sampling depends on its number: greedy, plain, filtered, with penalties and bias."""
+    """A job whose sampling depends on its number: greedy, plain, filtered with bias, with penalties too."""
     kinds = [
         ResolvedSampling(temperature=0.0),
         ResolvedSampling(temperature=1.0),
-        ResolvedSampling(temperature=0.9, top_p=0.9, top_k=20, min_p=0.01),
+        ResolvedSampling(
+            temperature=0.9, top_p=0.9, top_k=20, min_p=0.01, logit_bias={5: 2.0, 6: -3.0}, logprobs=0
+        ),
         ResolvedSampling(
             temperature=1.0, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.3,
             logit_bias={5: 2.0, 6: -3.0}, logprobs=2,
@@ -102,6 +106,11 @@ def submit_of(number: int, *, max_tokens: int = 24, alone: bool = False) -> Subm
 
 
 CONFIG = EngineConfig(slots=32, step_tokens=512, num_blocks=512)
+
+
+@pytest.fixture(params=[False, True], ids=["in step", "ahead"])
+def config(request: pytest.FixtureRequest) -> EngineConfig:
+    return replace(CONFIG, run_ahead=request.param)
 
 
 @contextmanager
@@ -135,7 +144,7 @@ def listen(outbox: Outbox, heard: Heard, until: Callable[[], bool]) -> None:
             heard.ends[end.key] = end
 
 
-def run(thinker: Thinker, orders: Sequence[Submit], config: EngineConfig = CONFIG) -> Heard:
+def run(thinker: Thinker, orders: Sequence[Submit], config: EngineConfig) -> Heard:
     heard = Heard()
     with running(thinker, config, heard) as (engine, inbox, outbox):
         for order in orders:
@@ -149,7 +158,7 @@ def run(thinker: Thinker, orders: Sequence[Submit], config: EngineConfig = CONFI
 @pytest.fixture(scope="module")
 def alone(thinker: Thinker) -> dict[int, list[TokenOut]]:
     """The tokens of each job when it has the engine to itself."""
-    return {n: run(thinker, [submit_of(n)]).tokens[key_of(n)] for n in range(8)}
+    return {n: run(thinker, [submit_of(n)], CONFIG).tokens[key_of(n)] for n in range(8)}
 
 
 def assert_same(heard: Heard, alone: dict[int, list[TokenOut]]) -> None:
@@ -161,46 +170,78 @@ def test_tokens_are_varied_and_valid(alone: dict[int, list[TokenOut]]) -> None:
     for number, tokens in alone.items():
         assert [token.index for token in tokens] == list(range(1, 25))
         assert all(0 <= token.token_id < NUM_IDS for token in tokens)
-        assert all((token.logprobs is not None) == (number % 4 == 3) for token in tokens)
+        assert all((token.logprobs is not None) == (number % 4 >= 2) for token in tokens)
     assert len({tuple(token.token_id for token in tokens) for tokens in alone.values()}) == 8
     logprobs = alone[3][0].logprobs
     assert logprobs is not None
     assert len(logprobs.top) == 2
 
 
-def test_the_same_in_a_batch_of_32(thinker: Thinker, alone: dict[int, list[TokenOut]]) -> None:
-    assert_same(run(thinker, [submit_of(n) for n in reversed(range(32))]), alone)
+def test_the_same_in_a_batch_of_32(
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
+) -> None:
+    assert_same(run(thinker, [submit_of(n) for n in reversed(range(32))], config), alone)
 
 
-def test_the_same_with_chunked_prefill(thinker: Thinker, alone: dict[int, list[TokenOut]]) -> None:
-    config = replace(CONFIG, slots=8, step_tokens=11)
+def test_the_same_in_a_batch_without_penalties(
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
+) -> None:
+    numbers = [n for n in range(32) if n % 4 != 3]
+    heard = run(thinker, [submit_of(n) for n in numbers], config)
+    assert_same(heard, {n: tokens for n, tokens in alone.items() if n in numbers})
+
+
+@pytest.mark.parametrize("run_ahead", [None, False, True])
+def test_only_where_told_to_does_a_cpu_run_ahead(thinker: Thinker, run_ahead: bool | None) -> None:
+    is_behind_another: set[bool] = set()
+    launch = ModelRunner.launch
+
+    def watch(self: ModelRunner, batch: Batch, before: InFlight | None = None) -> InFlight:
+        is_behind_another.add(before is not None)
+        return launch(self, batch, before)
+
+    with mock.patch.object(ModelRunner, "launch", watch):
+        run(thinker, [submit_of(1)], replace(CONFIG, run_ahead=run_ahead))
+    assert is_behind_another == ({False, True} if run_ahead else {False})
+
+
+def test_the_same_with_chunked_prefill(
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
+) -> None:
+    config = replace(config, slots=8, step_tokens=11)
     assert_same(run(thinker, [submit_of(n) for n in range(8)], config), alone)
 
 
-def test_the_same_after_preemption(thinker: Thinker, alone: dict[int, list[TokenOut]]) -> None:
-    config = replace(CONFIG, num_blocks=20, block_size=8)
+def test_the_same_after_preemption(
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
+) -> None:
+    config = replace(config, num_blocks=20, block_size=8)
     with mock.patch.object(batcher_module, "MAX_HEADROOM_TOKENS", 1):
         heard = run(thinker, [submit_of(n) for n in range(8)], config)
     assert_same(heard, alone)
     assert heard.preemptions > 2
 
 
-def test_the_same_after_a_resume_from_anywhere(thinker: Thinker, alone: dict[int, list[TokenOut]]) -> None:
+def test_the_same_after_a_resume_from_anywhere(
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
+) -> None:
     for number in (1, 3):
         ids = tuple(token.token_id for token in alone[number])
         order = submit_of(number)
         orders = [replace(order, key=key_of(100 + k), published_ids=ids[:k]) for k in range(len(ids) + 1)]
-        heard = run(thinker, orders)
+        heard = run(thinker, orders, config)
         for k in range(len(ids) + 1):
             rest = [replace(token, key=key_of(100 + k)) for token in alone[number][k:]]
             assert heard.tokens.get(key_of(100 + k), []) == rest
             assert heard.ends[key_of(100 + k)].reason is FinishReason.LENGTH
 
 
-def test_the_same_with_a_cached_prefix(thinker: Thinker, alone: dict[int, list[TokenOut]]) -> None:
+def test_the_same_with_a_cached_prefix(
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
+) -> None:
     number = 5
     heard = Heard()
-    with running(thinker, CONFIG, heard) as (_, inbox, outbox):
+    with running(thinker, config, heard) as (_, inbox, outbox):
         inbox.put(replace(submit_of(number), key=key_of(0)))
         listen(outbox, heard, lambda: len(heard.ends) == 1)
         inbox.put(replace(submit_of(number), key=key_of(1)))
@@ -211,11 +252,12 @@ def test_the_same_with_a_cached_prefix(thinker: Thinker, alone: dict[int, list[T
 
 
 def test_a_failing_sequence_is_found_and_the_others_go_on(
-    thinker: Thinker, alone: dict[int, list[TokenOut]]
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
 ) -> None:
     poisoned = replace(submit_of(50), prompt_ids=(1, POISON, 2))
     failing = FailingThinker(thinker, RuntimeError("no such row"))
-    heard = run(failing, [*(submit_of(n) for n in range(4)), poisoned, *(submit_of(n) for n in range(4, 8))])
+    orders = [*(submit_of(n) for n in range(4)), poisoned, *(submit_of(n) for n in range(4, 8))]
+    heard = run(failing, orders, config)
     assert_same(heard, alone)
     end = heard.ends[key_of(50)]
     assert end.reason is FinishReason.FAILED
@@ -237,11 +279,11 @@ class NoNumbersThinker(Thinker):
 
 
 def test_logits_that_are_no_numbers_fail_their_own_sequence(
-    thinker: Thinker, alone: dict[int, list[TokenOut]]
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
 ) -> None:
     poisoned = [replace(submit_of(n), prompt_ids=(1, 2, POISON)) for n in (50, 51, 52, 53)]
     broken = NoNumbersThinker(thinker.weights)
-    heard = run(broken, [*(submit_of(n) for n in range(8)), *poisoned])
+    heard = run(broken, [*(submit_of(n) for n in range(8)), *poisoned], config)
     assert_same(heard, alone)
     for order in poisoned:
         end = heard.ends[order.key]
@@ -250,16 +292,17 @@ def test_logits_that_are_no_numbers_fail_their_own_sequence(
         assert order.key not in heard.tokens
 
 
-def test_an_id_outside_the_vocabulary_fails_its_own_sequence(thinker: Thinker) -> None:
-    heard = run(thinker, [submit_of(1), replace(submit_of(2), prompt_ids=(5, 96)), submit_of(3)])
+def test_an_id_outside_the_vocabulary_fails_its_own_sequence(thinker: Thinker, config: EngineConfig) -> None:
+    orders = [submit_of(1), replace(submit_of(2), prompt_ids=(5, 96)), submit_of(3)]
+    heard = run(thinker, orders, config)
     assert [heard.ends[key_of(n)].reason.value for n in (1, 2, 3)] == ["length", "failed", "length"]
 
 
-def test_a_device_failure_ends_the_engine(thinker: Thinker) -> None:
+def test_a_device_failure_ends_the_engine(thinker: Thinker, config: EngineConfig) -> None:
     failing = FailingThinker(thinker, torch.AcceleratorError("CUDA error: device-side assert triggered"))
     inbox = Inbox()
     engine = build_engine(
-        failing, CONFIG, num_valid_ids=NUM_IDS, inbox=inbox, outbox=Outbox(),
+        failing, config, num_valid_ids=NUM_IDS, inbox=inbox, outbox=Outbox(),
         announce=lambda _: None, on_turn=lambda: None,
     )  # fmt: skip
     inbox.put(replace(submit_of(1), prompt_ids=(POISON,)))
@@ -268,9 +311,9 @@ def test_a_device_failure_ends_the_engine(thinker: Thinker) -> None:
     assert failing.num_steps == 1
 
 
-def test_stop_frees_the_blocks_and_says_nothing(thinker: Thinker) -> None:
+def test_stop_frees_the_blocks_and_says_nothing(thinker: Thinker, config: EngineConfig) -> None:
     heard = Heard()
-    with running(thinker, CONFIG, heard) as (engine, inbox, outbox):
+    with running(thinker, config, heard) as (engine, inbox, outbox):
         inbox.put(submit_of(1, max_tokens=400))
         listen(outbox, heard, lambda: len(heard.tokens) == 1)
         inbox.put(Stop(key=key_of(1)))
@@ -282,17 +325,17 @@ def test_stop_frees_the_blocks_and_says_nothing(thinker: Thinker) -> None:
 
 
 def test_a_suspect_is_announced_before_it_is_stepped_and_alone(
-    thinker: Thinker, alone: dict[int, list[TokenOut]]
+    thinker: Thinker, alone: dict[int, list[TokenOut]], config: EngineConfig
 ) -> None:
-    heard = run(thinker, [submit_of(0), submit_of(1, alone=True), submit_of(2)])
+    heard = run(thinker, [submit_of(0), submit_of(1, alone=True), submit_of(2)], config)
     assert_same(heard, {n: alone[n] for n in range(3)})
     assert heard.announced == [key_of(1), None] * 24
-    heard = run(thinker, [submit_of(1, alone=True)])
+    heard = run(thinker, [submit_of(1, alone=True)], config)
     assert heard.announced == [key_of(1), None]
 
 
-def test_a_start_is_told_before_the_first_token(thinker: Thinker) -> None:
-    with running(thinker, CONFIG, Heard()) as (_, inbox, outbox):
+def test_a_start_is_told_before_the_first_token(thinker: Thinker, config: EngineConfig) -> None:
+    with running(thinker, config, Heard()) as (_, inbox, outbox):
         inbox.put(submit_of(1, max_tokens=1))
         first, second = outbox.get(5.0), outbox.get(5.0)
     assert first is not None
@@ -301,12 +344,12 @@ def test_a_start_is_told_before_the_first_token(thinker: Thinker) -> None:
     assert (second.started, len(second.tokens), len(second.ends)) == ([], 1, 1)
 
 
-def test_a_full_outbox_holds_the_engine_but_not_its_pulse(thinker: Thinker) -> None:
+def test_a_full_outbox_holds_the_engine_but_not_its_pulse(thinker: Thinker, config: EngineConfig) -> None:
     turns: list[None] = []
     outbox = Outbox(max_outputs=1)
     inbox = Inbox()
     engine = build_engine(
-        thinker, CONFIG, num_valid_ids=NUM_IDS, inbox=inbox, outbox=outbox,
+        thinker, config, num_valid_ids=NUM_IDS, inbox=inbox, outbox=outbox,
         announce=lambda _: None, on_turn=lambda: turns.append(None),
     )  # fmt: skip
     inbox.put(submit_of(1))

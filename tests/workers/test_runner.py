@@ -10,11 +10,12 @@ from thinkstream_client.records import JobRef
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.sampler import NOT_A_TOKEN
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_workers.batch import Batch
 from thinkstream_workers.block_manager import BlockManager
 from thinkstream_workers.orders import JobKey, Submit
-from thinkstream_workers.runner import ModelRunner
+from thinkstream_workers.runner import ModelRunner, fill_pending
 from thinkstream_workers.sampling import ResolvedSampling
 from thinkstream_workers.sequence import Sequence
 
@@ -40,8 +41,12 @@ def blocks() -> BlockManager:
 
 @pytest.fixture
 def runner(thinker: Thinker) -> ModelRunner:
+    return runner_of(thinker)
+
+
+def runner_of(thinker: Thinker) -> ModelRunner:
     kv = KVCache.allocate(thinker.config, num_blocks=32, block_size=BLOCK, dtype=torch.float32, device="cpu")
-    return ModelRunner(thinker, kv, num_valid_ids=NUM_IDS)
+    return ModelRunner(thinker, kv, num_valid_ids=NUM_IDS, max_num_seqs=64)
 
 
 def sequence_of(
@@ -53,7 +58,7 @@ def sequence_of(
 ) -> Sequence:
     key = JobKey(JobRef("tenant", f"job-{prompt}"), 1)
     order = Submit(key=key, prompt_ids=tuple(prompt), published_ids=published, sampling=sampling)
-    sequence = Sequence.of(order, 1)
+    sequence = Sequence.of(order, 1, 128)
     assert blocks.allocate(sequence, sequence.num_tokens + 8)
     return sequence
 
@@ -69,7 +74,8 @@ def test_lays_out_decodes_and_chunks_side_by_side(runner: ModelRunner, blocks: B
     middle.num_computed_tokens = 3
     last = sequence_of(blocks, [20, 21])
     decode.block_table[1], middle.block_table[0], middle.block_table[1] = 9, 20, 7
-    step = runner.prepare(Batch.of([decode, middle, last], [1, 3, 2]))
+    batch = Batch.of([decode, middle, last], [1, 3, 2])
+    step = runner.prepare(batch)
     d, m, s = list(decode.block_table), list(middle.block_table), list(last.block_table)
     assert listed(
         step.inputs, [name for name in StepInputs.__slots__ if name[-1].isupper() or name[-1] == "1"]
@@ -84,7 +90,8 @@ def test_lays_out_decodes_and_chunks_side_by_side(runner: ModelRunner, blocks: B
     }
     assert step.inputs.query_lens == (1, 3, 2)
     assert step.inputs.context_lens == (5, 6, 2)
-    assert step.sampled == (decode, last)
+    assert not step.is_pending
+    assert (batch.sampled, batch.places) == ((decode, last), (5, 2))
     dtypes = {name: getattr(step.inputs, name).dtype for name in ("input_ids_T", "slot_mapping_T")}
     assert set(dtypes.values()) == {torch.int64}
     for name in ("cu_seqlens_q_B1", "context_lens_B", "block_tables_BM"):
@@ -152,33 +159,39 @@ def test_tells_the_sampler_what_it_may_skip(
     assert (sampling.greedy, sampling.unfiltered, sampling.max_top_k) == flags
 
 
+def tokens_of(runner: ModelRunner, batch: Batch) -> list[int]:
+    return runner.collect(runner.launch(batch)).token_ids
+
+
 def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(runner: ModelRunner, blocks: BlockManager) -> None:
     prompt = [(5 * n) % NUM_IDS for n in range(11)]
     whole = sequence_of(blocks, prompt)
-    step = runner.prepare(Batch.of([whole], [11]))
-    expected_SV = runner.forward(step)
+    expected_SV = runner.forward(runner.prepare(Batch.of([whole], [11])))
     chunked = sequence_of(blocks, prompt)
     for query_len in (4, 5):
-        step = runner.prepare(Batch.of([chunked], [query_len]))
-        logits_SV = runner.forward(step)
-        assert logits_SV.shape == (0, VOCAB)
-        assert runner.sample(logits_SV, step).token_ids == []
+        batch = Batch.of([chunked], [query_len])
+        assert runner.forward(runner.prepare(batch)).shape == (0, VOCAB)
+        assert tokens_of(runner, batch) == []
         chunked.num_computed_tokens += query_len
-    step = runner.prepare(Batch.of([chunked], [2]))
-    assert torch.equal(runner.forward(step), expected_SV)
-    assert runner.sample(expected_SV, step).token_ids == [int(expected_SV[0, :NUM_IDS].argmax())]
+    batch = Batch.of([chunked], [2])
+    assert torch.equal(runner.forward(runner.prepare(batch)), expected_SV)
+    assert tokens_of(runner, batch) == [int(expected_SV[0, :NUM_IDS].argmax())]
 
 
-def test_each_row_gets_as_many_alternatives_as_it_asked_for(
-    runner: ModelRunner, blocks: BlockManager
-) -> None:
+class CountingThinker(Thinker):
+    """Its logits count upwards, so that the last id is the most likely."""
+
+    def forward(self, inputs: StepInputs, kv: KVCache) -> Tensor:
+        return torch.arange(VOCAB, dtype=torch.float32).repeat(len(inputs.output_rows_S), 1)
+
+
+def test_each_row_gets_as_many_alternatives_as_it_asked_for(thinker: Thinker, blocks: BlockManager) -> None:
     sequences = [
         sequence_of(blocks, [n], sampling=ResolvedSampling(temperature=0.0, logprobs=num_top))
         for n, num_top in enumerate([2, None, 0])
     ]
-    step = runner.prepare(Batch.of(sequences, [1, 1, 1]))
-    logits_SV: Tensor = torch.arange(VOCAB, dtype=torch.float32).repeat(3, 1)
-    token_ids, logprobs = runner.sample(logits_SV, step)
+    runner = runner_of(CountingThinker(thinker.weights))
+    token_ids, logprobs = runner.collect(runner.launch(Batch.of(sequences, [1, 1, 1])))
     expected = torch.arange(NUM_IDS, dtype=torch.float32).log_softmax(0)
     assert token_ids == [NUM_IDS - 1] * 3
     assert logprobs is not None
@@ -190,6 +203,35 @@ def test_each_row_gets_as_many_alternatives_as_it_asked_for(
     assert none is None
     assert own is not None
     assert own.top == ()
+
+
+def test_a_step_takes_the_ids_that_the_step_before_left_on_the_device(
+    runner: ModelRunner, blocks: BlockManager
+) -> None:
+    first, second, newcomer = (sequence_of(blocks, prompt) for prompt in ([1, 2, 3], [4, 5], [6, 7]))
+    before = runner.launch(Batch.of([first, second], [3, 2]))
+    ids = runner.collect(before).token_ids
+    for row, sequence in ((0, first), (1, second)):
+        sequence.num_computed_tokens = len(sequence.token_ids)
+        sequence.token_ids.append(~row)
+    batch = Batch.of([second, first, newcomer], [1, 1, 2])
+    ahead = runner.launch(batch, before)
+    second.token_ids[-1], first.token_ids[-1] = ids[1], ids[0]
+    assert runner.collect(ahead).token_ids == tokens_of(runner, batch)
+    step = runner.prepare(batch)
+    assert step.inputs.input_ids_T.tolist() == [ids[1], ids[0], 6, 7]
+
+
+def test_a_row_without_a_token_reads_nothing_outside_the_embedding() -> None:
+    input_ids_T = torch.tensor([~1, 8, ~0])
+    fill_pending(input_ids_T, torch.tensor([5, NOT_A_TOKEN]))
+    assert input_ids_T.tolist() == [0, 8, 5]
+
+
+def test_refuses_a_placeholder_for_a_row_that_is_not_there(runner: ModelRunner, blocks: BlockManager) -> None:
+    before = runner.launch(Batch.of([sequence_of(blocks, [1])], [1]))
+    with pytest.raises(ValueError, match="outside the vocabulary of 32"):
+        runner.launch(Batch.of([sequence_of(blocks, [2, ~1])], [2]), before)
 
 
 @pytest.mark.parametrize("token_id", [-1, VOCAB])

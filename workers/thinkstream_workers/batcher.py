@@ -4,6 +4,9 @@ Continuous batching: waiting sequences are admitted as blocks allow, prompts are
 beside the running decodes, and when blocks run out the sequence with the most left to do gives its own
 back and is computed again later. Knows no torch, no clock and no Redis, and decides by numbers of
 arrival alone, never by ``hash()`` or the order of a set: every rank of a replica must decide the same.
+
+A step is chosen (``next_batch``), counts as done once the device has been told (``advance``), and is
+entered when its ids are read (``commit``). Between the last two at most one other step is chosen.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from bisect import insort
 from collections.abc import Iterable
 
 from thinkstream_client.errors import InvalidRequest, PromptTooLong
-from thinkstream_client.records import FinishReason, JobFailure
+from thinkstream_client.records import FinishReason, JobFailure, TokenLogprobs
 
 from .batch import Batch, EngineLoad, SampledTokens
 from .block_manager import BlockManager
@@ -109,10 +112,12 @@ class Batcher:
             for: then the next call finds the room.
         """
         self._admit_waiting()
-        suspects = [sequence for sequence in self._running.values() if sequence.alone]
+        # Whose last token by length is still on the device takes part in no further step.
+        ready = [s for s in self._running.values() if len(s.token_ids) < s.max_num_tokens]
+        suspects = [sequence for sequence in ready if sequence.alone]
         if not suspects:
-            return self._schedule(list(self._running.values()))
-        others = [sequence for sequence in self._running.values() if not sequence.alone]
+            return self._schedule(ready)
+        others = [sequence for sequence in ready if not sequence.alone]
         is_suspects_turn = self._suspect_is_next or not others
         self._suspect_is_next = not is_suspects_turn
         if not is_suspects_turn:
@@ -120,31 +125,37 @@ class Batcher:
         self._running[suspects[0].number] = self._running.pop(suspects[0].number)  # they take turns
         return self._schedule(suspects[:1])
 
-    def commit(self, batch: Batch, sampled: SampledTokens) -> StepOutput:
-        """Enters a step's tokens into their sequences and ends those that are complete or got none.
+    def advance(self, batch: Batch) -> None:
+        """Counts a step as done that the device has been told to do; placeholders stand for its tokens.
 
         Args:
-            batch: The step, as ``next_batch`` or ``Batch.halves`` gave it.
+            batch: The step, as ``next_batch``, ``Batch.halves`` or ``Batch.living`` gave it.
+        """
+        for sequence, context_len in zip(batch.sequences, batch.context_lens, strict=True):
+            sequence.num_computed_tokens = context_len
+        for row, sequence in enumerate(batch.sampled):
+            sequence.token_ids.append(~row)
+
+    def commit(self, batch: Batch, sampled: SampledTokens) -> StepOutput:
+        """Puts a step's tokens into their places and ends the sequences that are complete or got none.
+
+        Who has ended or was stopped meanwhile gets nothing any more.
+
+        Args:
+            batch: The step; steps are committed in the order in which they were told.
             sampled: One token for each of ``batch.sampled``.
         """
         self._num_steps += 1
-        self._num_tokens += len(sampled.token_ids)
+        for sequence, place, token_id in zip(batch.sampled, batch.places, sampled.token_ids, strict=True):
+            sequence.token_ids[place] = token_id
+        for sequence in batch.sequences:
+            self._blocks.share(sequence)  # before any of them gives its blocks back
         output = StepOutput()
-        for sequence, query_len in zip(batch.sequences, batch.query_lens, strict=True):
-            sequence.num_computed_tokens += query_len
-            self._blocks.share(sequence)
         logprobs = sampled.logprobs or [None] * len(sampled.token_ids)
-        for sequence, token_id, logprob in zip(batch.sampled, sampled.token_ids, logprobs, strict=True):
-            if token_id < 0:
-                self._blocks.disown(sequence)
-                output.ends.append(self._end(sequence, FinishReason.FAILED, _NOT_NUMBERS))
-                continue
-            sequence.token_ids.append(token_id)
-            index = len(sequence.token_ids) - sequence.num_prompt_tokens
-            output.tokens.append(TokenOut(sequence.key, index, token_id, logprob))
-            reason = sequence.end_reason(self.max_context)
-            if reason is not None:
-                output.ends.append(self._end(sequence, reason))
+        for sequence, place, logprob in zip(batch.sampled, batch.places, logprobs, strict=True):
+            if sequence.status is not SequenceStatus.ENDED:
+                self._enter(sequence, place, logprob, output)
+        self._num_tokens += len(output.tokens)
         return output
 
     def fail(self, batch: Batch, failure: JobFailure) -> StepOutput:
@@ -152,13 +163,27 @@ class Batcher:
         ends = [self._end(sequence, FinishReason.FAILED, failure) for sequence in batch.sequences]
         return StepOutput(ends=ends)
 
+    def _enter(
+        self, sequence: Sequence, place: int, logprob: TokenLogprobs | None, output: StepOutput
+    ) -> None:
+        token_id = sequence.token_ids[place]
+        if token_id < 0:
+            self._blocks.disown(sequence)
+            output.ends.append(self._end(sequence, FinishReason.FAILED, _NOT_NUMBERS))
+            return
+        index = place + 1 - sequence.num_prompt_tokens
+        output.tokens.append(TokenOut(sequence.key, index, token_id, logprob))
+        reason = sequence.end_reason(place + 1)
+        if reason is not None:
+            output.ends.append(self._end(sequence, reason))
+
     def _submit(self, order: Submit) -> SequenceEnd | None:
         if order.key in self._sequences:
             return None
         self._num_arrived += 1
-        sequence = Sequence.of(order, self._num_arrived)
+        sequence = Sequence.of(order, self._num_arrived, self.max_context)
         if order.published_ids:
-            reason = sequence.end_reason(self.max_context)
+            reason = sequence.end_reason(sequence.num_tokens)
             if reason is not None:
                 return SequenceEnd(key=order.key, reason=reason)
         failure = self._refusal(sequence)
@@ -172,6 +197,8 @@ class Batcher:
         """Why a sequence can never be stepped. Intake has checked all this against the same limits."""
         if not sequence.token_ids:
             return failure_of(InvalidRequest("prompt", "no tokens", "at least one token"))
+        if min(sequence.token_ids) < 0:  # it would be taken for a placeholder
+            return failure_of(InvalidRequest("token_ids", min(sequence.token_ids), "at least 0"))
         limit = self.max_context - 1
         if sequence.num_tokens > limit:
             return failure_of(PromptTooLong(sequence.num_tokens, limit))
@@ -181,8 +208,9 @@ class Batcher:
         """Admits in the order of arrival: who does not fit yet is not overtaken."""
         while self._waiting and len(self._running) < self._max_num_seqs:
             sequence = self._waiting[0]
+            assert sequence.token_ids[-1] >= 0, "the step is not committed that brings its newest token"
             headroom = min(sequence.num_left_tokens, MAX_HEADROOM_TOKENS)
-            if not self._blocks.allocate(sequence, min(sequence.num_tokens + headroom, self.max_context)):
+            if not self._blocks.allocate(sequence, sequence.num_tokens + headroom):
                 return
             if not sequence.was_admitted:
                 sequence.was_admitted = True
@@ -191,8 +219,10 @@ class Batcher:
             self._running[sequence.number] = self._waiting.pop(0)
 
     def _schedule(self, candidates: list[Sequence]) -> Batch | None:
+        block_size = self._blocks.block_size
         for sequence in candidates:
-            self._make_room(sequence)
+            if len(sequence.token_ids) > len(sequence.block_table) * block_size:
+                self._make_room(sequence)
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in candidates:

@@ -80,11 +80,12 @@ def build_engine(
     )  # fmt: skip
     return Engine(
         batcher=batcher,
-        runner=ModelRunner(thinker, kv, num_valid_ids=num_valid_ids),
+        runner=ModelRunner(thinker, kv, num_valid_ids=num_valid_ids, max_num_seqs=config.slots),
         inbox=inbox,
         outbox=outbox,
         announce=announce,
         on_turn=on_turn,
+        run_ahead=thinker.device.type != "cpu" if config.run_ahead is None else config.run_ahead,
     )
 
 

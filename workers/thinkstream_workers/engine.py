@@ -2,6 +2,12 @@
 
 Orders in, steps, outputs out. It knows no Redis, no Ray and no clock, so the same engine runs in the
 actor, in tests and in benchmarks. Whoever starts it gives it a thread of its own.
+
+Where it runs ahead, the device never waits for the host: while it does one step, the host reads the tokens
+of the step before, publishes them, chooses the next step and launches it::
+
+    device    |     step 1     |     step 2     |     step 3     |
+    host      launch 2 . . . . read 1, launch 3  . read 2, launch 4
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from .batch import Batch, EngineLoad
 from .batcher import Batcher
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, StepOutput
-from .runner import ModelRunner
+from .runner import InFlight, ModelRunner
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ class Engine:
             anything else happens. What kills the process in between is laid at that suspect's door.
         on_turn: Called at each turn of the loop and while it waits for room in the outbox, so that others
             see it alive.
+        run_ahead: Whether a step is launched before the tokens of the one before it are read.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Engine:
         outbox: Outbox,
         announce: Callable[[JobKey | None], None],
         on_turn: Callable[[], None],
+        run_ahead: bool = False,
     ) -> None:
         self._batcher = batcher
         self._runner = runner
@@ -51,6 +59,8 @@ class Engine:
         self._outbox = outbox
         self._announce = announce
         self._on_turn = on_turn
+        self._run_ahead = run_ahead
+        self._in_flight: InFlight | None = None
         self._announced: JobKey | None = None
         self._stopping = threading.Event()
 
@@ -84,34 +94,56 @@ class Engine:
                 self._name(None)
             self._put(self._batcher.admit(self._inbox.drain(block=not self._batcher.has_work)))
             batch = self._batcher.next_batch()
-            if batch is not None:
+            if batch is None:
+                self._land()
+            else:
                 self._name(batch.alone)
                 self._put(StepOutput(started=list(batch.started)))  # before the step, to be timed
                 self._step(batch)
         self._name(None)
 
     def _step(self, batch: Batch) -> None:
-        """Does one step. A batch that fails is done in halves, until what fails is one sequence."""
-        halves: tuple[Batch, ...] = ()
+        """Launches one step, then lands the one before it."""
         try:
-            step = self._runner.prepare(batch)  # host -> device, one copy
-            logits_SV = self._runner.forward(step)  # the only line that does arithmetic
-            sampled = self._runner.sample(logits_SV, step)
+            launched = self._runner.launch(batch, self._in_flight)
         except Exception as error:
             if self._runner.is_fatal(error):
                 raise
-            halves = batch.halves()
-            if not halves:
+            failure = JobFailure(code="StepFailed", message=f"{type(error).__name__}: {error}")
+            if self._in_flight is None and len(batch.sequences) == 1:
                 logger.exception("a sequence failed in a step of %d tokens", batch.query_lens[0])
-                failure = JobFailure(code="StepFailed", message=f"{type(error).__name__}: {error}")
-                self._put(self._batcher.fail(batch, failure))
         else:
-            self._put(self._batcher.commit(batch, sampled))
-        for half in halves:  # out here the error is gone, and with it the tensors its traceback held
-            self._step(half)
+            self._batcher.advance(batch)
+            self._land()
+            self._in_flight = launched
+            if not self._run_ahead or batch.needs_ids:
+                self._land()
+            return
+        # Out here the error is gone, and with it the tensors its traceback held.
+        self._step_again(batch, failure)
+
+    def _step_again(self, batch: Batch, failure: JobFailure) -> None:
+        """Does a failed batch with no other in flight, then in halves, until what fails is one sequence."""
+        if self._in_flight is not None:
+            self._land()  # some of the batch may end there
+            parts = batch.living()
+        else:
+            parts = batch.halves()
+            if not parts:
+                self._put(self._batcher.fail(batch, failure))
+        for part in parts:
+            self._step(part)
+            self._land()
+
+    def _land(self) -> None:
+        """Waits for the step in flight, if there is one, and hands out what it brought."""
+        if self._in_flight is not None:
+            landed, self._in_flight = self._in_flight, None
+            self._put(self._batcher.commit(landed.batch, self._runner.collect(landed)))
 
     def _name(self, suspect: JobKey | None) -> None:
         if suspect != self._announced:
+            self._land()  # what this step may do to the process is not laid at the next one's door
             self._announce(suspect)
             self._announced = suspect
 

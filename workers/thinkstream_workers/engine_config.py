@@ -22,6 +22,8 @@ class EngineConfig:
         machine_share: Part of a CPU's free memory that counts as free for this engine, in (0, 1].
         max_context: Tokens of prompt and result of one sequence; None is what the model was made for,
             or what the KV cache holds where that is less.
+        run_ahead: Whether a step is launched before the tokens of the one before it are read; None is
+            wherever the device works by itself, so not on a CPU.
 
     Raises:
         ConfigError: A value outside its range, or two that contradict each other.
@@ -34,6 +36,7 @@ class EngineConfig:
     kv_memory_bytes: int | None = None
     machine_share: float = 1.0
     max_context: int | None = None
+    run_ahead: bool | None = None
 
     def __post_init__(self) -> None:
         check_at_least("slots", self.slots, 1)

@@ -1,8 +1,10 @@
 """From a batch to tokens: a step's tensors, the Thinker, the sampler.
 
-The only part of the engine that knows torch. It keeps nothing of a sequence between steps.
+The only part of the engine that knows torch. It keeps nothing of a sequence between steps. A step is
+launched without waiting for the device and collected when its tokens are wanted, so that the next one can
+be on its way meanwhile.
 
-S sequences that get a token, V vocabulary.
+T tokens of the step, S sequences that get a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from torch import Tensor
 from thinkstream_client.records import TokenLogprobs
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
-from thinkstream_model.sampler import Sampled, SamplingExtras, SamplingInputs, sample
+from thinkstream_model.sampler import Sampled, SamplingExtras, SamplingInputs
 from thinkstream_model.thinker import Thinker
 
 from .batch import Batch, SampledTokens
+from .decode_graphs import Bucket, DecodeGraphs, bucket_rows
+from .packing import pack, unpack
 from .sequence import Sequence
 from .step_arrays import Array, extras_arrays, input_arrays, sampling_arrays
-
-_ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +34,30 @@ class Step:
 
     Attributes:
         inputs: For the Thinker.
+        is_pending: Whether placeholders are among the ids, which ``fill_pending`` is to replace.
         sampling: For the sampler; None where all are chunks in the middle of a prompt.
-        sampled: The sequences that get a token, one per row of the logits.
     """
 
     inputs: StepInputs
+    is_pending: bool
     sampling: SamplingInputs | None
-    sampled: tuple[Sequence, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """A step that the device has been told to do.
+
+    Attributes:
+        batch: The step.
+        sampled: What it brings, on the device, for the step launched next and no later one; None where
+            all are chunks in the middle of a prompt.
+        on_host: The same on the host, to be read once it is there.
+        is_there: Says so; None where the device is the host.
+    """
+
+    batch: Batch
+    on_host: Sampled | None
+    is_there: torch.cuda.Event | None
 
 
 class ModelRunner:
@@ -48,45 +67,125 @@ class ModelRunner:
         thinker: The model.
         kv: Its cache; block ids of the sequences count its blocks.
         num_valid_ids: Vocabulary ids that the tokenizer knows, from 0; no other is ever sampled.
+        max_num_seqs: Sequences of one step at most.
     """
 
-    def __init__(self, thinker: Thinker, kv: KVCache, *, num_valid_ids: int) -> None:
+    def __init__(self, thinker: Thinker, kv: KVCache, *, num_valid_ids: int, max_num_seqs: int) -> None:
         self._thinker = thinker
         self._kv = kv
         self._num_valid_ids = num_valid_ids
+        self._newest_ids_S = torch.zeros(bucket_rows(max_num_seqs), dtype=torch.int64, device=thinker.device)
+        self._graphs: DecodeGraphs | None = None
+        if thinker.device.type == "cuda":
+            self._graphs = DecodeGraphs(self._decode, device=thinker.device, block_size=kv.block_size)
 
-    def prepare(self, batch: Batch) -> Step:
-        """Lays out a batch and sends it to the device in one copy.
+    @torch.inference_mode()
+    def launch(self, batch: Batch, before: InFlight | None = None) -> InFlight:
+        """Tells the device to do a step, and waits for nothing.
+
+        Args:
+            batch: The step.
+            before: The step launched last, where placeholders stand for its tokens.
 
         Raises:
             ValueError: A token id has no row in the embedding. On a GPU it would end the process.
         """
-        arrays = input_arrays(batch, self._kv.block_size)
-        input_ids_T = arrays["input_ids_T"]
-        num_ids = self._thinker.config.vocab_size
-        if input_ids_T.min() < 0 or input_ids_T.max() >= num_ids:
-            raise ValueError(f"a token id outside the vocabulary of {num_ids}")
-        inputs = StepInputs(
-            **_send(arrays, self._thinker.device),
-            query_lens=batch.query_lens,
-            context_lens=tuple(arrays["context_lens_B"].tolist()),
+        if self._graphs is not None and batch.is_plain_decode:
+            sampled: Sampled | None = self._replay(self._graphs, batch, before)
+        else:
+            step = self.prepare(batch, before)  # host -> device, one copy
+            if step.is_pending:
+                fill_pending(step.inputs.input_ids_T, self._newest_ids_S)
+            logits_SV = self.forward(step)  # the only line that does arithmetic
+            sampled = self.sample(logits_SV, step)
+            if sampled is not None:
+                self._newest_ids_S[: len(batch.sampled)].copy_(sampled.token_ids_B)
+        on_host = None if sampled is None else _to_host(sampled)  # device -> host, not waited for
+        return InFlight(batch=batch, on_host=on_host, is_there=self._record())
+
+    def collect(self, step: InFlight) -> SampledTokens:
+        """Waits for a step and returns its tokens. What is raised here has befallen the device."""
+        if step.is_there is not None:
+            step.is_there.synchronize()
+        if step.on_host is None:
+            return SampledTokens([])
+        token_ids = _listed(step.on_host.token_ids_B)
+        if step.on_host.logprob_B is None:
+            return SampledTokens(token_ids)
+        return SampledTokens(token_ids, _logprobs(step.on_host, step.batch.sampled))
+
+    def prepare(self, batch: Batch, before: InFlight | None = None) -> Step:
+        """Lays out a batch and sends it to the device in one copy.
+
+        Args:
+            batch: The step.
+            before: The step launched last, where placeholders may stand for its tokens.
+        """
+        inputs = input_arrays(batch, self._kv.block_size)
+        lowest_id = self._check_ids(inputs["input_ids_T"], before)
+        sampling = sampling_arrays(batch) if batch.sampled else {}
+        has_extras = any(sequence.has_extras for sequence in batch.sampled)
+        extras = extras_arrays(batch.sampled) if has_extras else {}
+        sent = _send({**inputs, **sampling, **extras}, self._thinker.device)
+        return Step(
+            inputs=StepInputs(
+                **{name: sent[name] for name in inputs},
+                query_lens=batch.query_lens,
+                context_lens=batch.context_lens,
+            ),
+            is_pending=lowest_id < 0,
+            sampling=_sampling_inputs(batch, sampling, extras, sent) if sampling else None,
         )
-        sampling = self._prepare_sampling(batch.sampled) if batch.sampled else None
-        return Step(inputs=inputs, sampling=sampling, sampled=batch.sampled)
 
     def forward(self, step: Step) -> Tensor:
         """Computes a step: float32 logits [S, V] of the sequences that get a token."""
         return self._thinker.forward(step.inputs, self._kv)
 
-    def sample(self, logits_SV: Tensor, step: Step) -> SampledTokens:
-        """Chooses the tokens and waits for them: what it returns is on the host."""
+    def sample(self, logits_SV: Tensor, step: Step) -> Sampled | None:
+        """Chooses the tokens, which stay on the device."""
         if step.sampling is None:
-            return SampledTokens([])
-        sampled = sample(logits_SV, step.sampling, num_valid_ids=self._num_valid_ids)
-        token_ids: list[int] = _on_host(sampled.token_ids_B)
-        if not step.sampling.num_logprobs:
-            return SampledTokens(token_ids)
-        return SampledTokens(token_ids, _logprobs(sampled, step.sampled))
+            return None
+        return self._thinker.sample(logits_SV, step.sampling, num_valid_ids=self._num_valid_ids)
+
+    def _replay(self, graphs: DecodeGraphs, batch: Batch, before: InFlight | None) -> Sampled:
+        """Does a decode step, as one launch where its graph is there."""
+        arrays = input_arrays(batch, self._kv.block_size)
+        self._check_ids(arrays["input_ids_T"], before)
+        del arrays["cu_seqlens_q_B1"]  # each row has one token
+        sampling = sampling_arrays(batch)
+        sampled_B = graphs.run(
+            arrays | sampling, max_context=max(batch.context_lens), is_filtered=_is_filtered(sampling)
+        )
+        return Sampled(token_ids_B=sampled_B[: len(batch.sampled)])
+
+    def _decode(self, tensors: dict[str, Tensor], bucket: Bucket) -> Tensor:
+        """A decode step from the newest ids to the next ones, in launches that never wait for the host."""
+        fill_pending(tensors["input_ids_T"], self._newest_ids_S)
+        num_rows = bucket.num_rows
+        inputs = StepInputs(
+            input_ids_T=tensors["input_ids_T"],
+            positions_T=tensors["positions_T"],
+            slot_mapping_T=tensors["slot_mapping_T"],
+            context_lens_B=tensors["context_lens_B"],
+            block_tables_BM=tensors["block_tables_BM"],
+            output_rows_S=tensors["output_rows_S"],
+            cu_seqlens_q_B1=torch.arange(num_rows + 1, dtype=torch.int32, device=self._thinker.device),
+            query_lens=(1,) * num_rows,
+            context_lens=(bucket.max_context,) * num_rows,
+        )
+        sampling = SamplingInputs(
+            temperature_B=tensors["temperature_B"],
+            top_p_B=tensors["top_p_B"],
+            top_k_B=tensors["top_k_B"],
+            min_p_B=tensors["min_p_B"],
+            seed_B=tensors["seed_B"],
+            index_B=tensors["index_B"],
+            unfiltered=not bucket.is_filtered,
+        )
+        logits_BV = self._thinker.forward(inputs, self._kv)
+        sampled = self._thinker.sample(logits_BV, sampling, num_valid_ids=self._num_valid_ids)
+        self._newest_ids_S[:num_rows].copy_(sampled.token_ids_B)
+        return sampled.token_ids_B
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether the device itself has failed, so that no later step on it can be trusted.
@@ -98,51 +197,81 @@ class ModelRunner:
             and any(word in str(error) for word in ("CUDA error", "HIP error"))
         )
 
-    def _prepare_sampling(self, sequences: tuple[Sequence, ...]) -> SamplingInputs:
-        device = self._thinker.device
-        arrays = sampling_arrays(sequences)
-        top_k_B = arrays["top_k_B"]
-        extras = None
-        if any(sequence.has_extras for sequence in sequences):
-            extras = SamplingExtras(**_send(extras_arrays(sequences), device))
-        return SamplingInputs(
-            **_send(arrays, device),
-            extras=extras,
-            num_logprobs=max(_num_logprobs(sequence) for sequence in sequences),
-            greedy=not arrays["temperature_B"].any(),
-            unfiltered=not (top_k_B.any() or arrays["min_p_B"].any() or (arrays["top_p_B"] < 1.0).any()),
-            max_top_k=int(top_k_B.max()) if top_k_B.all() else 0,
-        )
+    def _check_ids(self, input_ids_T: Array, before: InFlight | None) -> int:
+        """Returns the lowest id: negative where it stands for a row of the step before."""
+        num_ids = self._thinker.config.vocab_size
+        num_rows = 0 if before is None else len(before.batch.sampled)
+        lowest_id = int(input_ids_T.min())
+        if lowest_id < -num_rows or input_ids_T.max() >= num_ids:
+            raise ValueError(f"a token id outside the vocabulary of {num_ids}")
+        return lowest_id
+
+    def _record(self) -> torch.cuda.Event | None:
+        if self._thinker.device.type != "cuda":
+            return None
+        is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        is_there.record()
+        return is_there
+
+
+def fill_pending(input_ids_T: Tensor, sampled_ids_S: Tensor) -> None:
+    """Replaces the placeholders among a step's ids by what the step before sampled, on the device.
+
+    For a row that has no token it takes id 0: that sequence ends once the host knows, and until then
+    nothing must be read outside the embedding.
+
+    Args:
+        input_ids_T: int64, ids and placeholders ``~row``; changed in place.
+        sampled_ids_S: int64, rows of the step before.
+    """
+    rows_T = input_ids_T.bitwise_not().clamp_(min=0)
+    sampled_ids_T = sampled_ids_S.clamp(min=0).index_select(0, rows_T)
+    input_ids_T.copy_(torch.where(input_ids_T < 0, sampled_ids_T, input_ids_T))
+
+
+def _sampling_inputs(
+    batch: Batch, arrays: dict[str, Array], extras: dict[str, Array], sent: dict[str, Tensor]
+) -> SamplingInputs:
+    top_k_B = arrays["top_k_B"]
+    return SamplingInputs(
+        **{name: sent[name] for name in arrays},
+        extras=SamplingExtras(**{name: sent[name] for name in extras}) if extras else None,
+        num_logprobs=max([sequence.num_logprobs for sequence in batch.sampled]),
+        greedy=not arrays["temperature_B"].any(),
+        unfiltered=not _is_filtered(arrays),
+        max_top_k=int(top_k_B.max()) if top_k_B.all() else 0,
+    )
+
+
+def _is_filtered(arrays: dict[str, Array]) -> bool:
+    """Whether any row has top-k, top-p or min-p."""
+    return bool(arrays["top_k_B"].any() or arrays["min_p_B"].any() or (arrays["top_p_B"] < 1.0).any())
 
 
 def _send(arrays: dict[str, Array], device: torch.device) -> dict[str, Tensor]:
-    """Copies arrays to the device, all in one piece, from pinned memory where that helps."""
-    ends: list[int] = []
-    num_bytes = 0
-    for array in arrays.values():
-        ends.append(num_bytes + array.nbytes)
-        num_bytes += -(-array.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    # Fresh memory for each step: torch keeps pinned memory from reuse while a copy from it is under way.
-    packed = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    bytes_on_host = packed.numpy()
-    for end, array in zip(ends, arrays.values(), strict=True):
-        bytes_on_host[end - array.nbytes : end] = array.reshape(-1).view("uint8")
-    packed = packed.to(device, non_blocking=True)
-    tensors: dict[str, Tensor] = {}
-    for end, (name, array) in zip(ends, arrays.items(), strict=True):
-        dtype: torch.dtype = getattr(torch, array.dtype.name)
-        tensors[name] = packed[end - array.nbytes : end].view(dtype).view(array.shape)
-    return tensors
+    packed = pack(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
+    return unpack(packed, arrays)
 
 
-def _on_host(tensor: Tensor) -> list[Any]:
-    """Waits for a tensor and returns its numbers."""
+def _to_host(sampled: Sampled) -> Sampled:
+    """Copies that are under way to pinned memory, which ``to`` takes for those that do not wait.
+
+    Where the device is the host they are the tensors themselves.
+    """
+
+    def copied(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to("cpu", non_blocking=True)
+
+    return Sampled(
+        token_ids_B=sampled.token_ids_B.to("cpu", non_blocking=True),
+        logprob_B=copied(sampled.logprob_B),
+        top_ids_BK=copied(sampled.top_ids_BK),
+        top_logprobs_BK=copied(sampled.top_logprobs_BK),
+    )
+
+
+def _listed(tensor: Tensor) -> list[Any]:
     return tensor.tolist()  # pyright: ignore[reportUnknownVariableType]
-
-
-def _num_logprobs(sequence: Sequence) -> int:
-    """As ``SamplingInputs`` counts them: 0 is none, 1 the token's own, n + 1 with n alternatives."""
-    return 0 if sequence.sampling.logprobs is None else sequence.sampling.logprobs + 1
 
 
 def _logprobs(sampled: Sampled, sequences: tuple[Sequence, ...]) -> list[TokenLogprobs | None]:
@@ -151,15 +280,15 @@ def _logprobs(sampled: Sampled, sequences: tuple[Sequence, ...]) -> list[TokenLo
     assert sampled.top_logprobs_BK is not None
     rows = zip(
         sequences,
-        _on_host(sampled.logprob_B),
-        _on_host(sampled.top_ids_BK),
-        _on_host(sampled.top_logprobs_BK),
+        _listed(sampled.logprob_B),
+        _listed(sampled.top_ids_BK),
+        _listed(sampled.top_logprobs_BK),
         strict=True,
     )
     result: list[TokenLogprobs | None] = []
     for sequence, logprob, top_ids, top_logprobs in rows:
-        num_top = sequence.sampling.logprobs
-        if num_top is None:
+        num_top = sequence.num_logprobs - 1
+        if num_top < 0:
             result.append(None)
         else:
             top = tuple(zip(top_ids[:num_top], top_logprobs[:num_top], strict=True))

@@ -9,10 +9,17 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from thinkstream_client.records import FinishReason
 
 from .orders import JobKey, Submit
 from .sampling import ResolvedSampling
+
+SAMPLING_RECORD = np.dtype(
+    [("seed_B", "i8"), ("top_k_B", "i8"), ("temperature_B", "f4"), ("top_p_B", "f4"), ("min_p_B", "f4")]
+)
+"""What the sampler is told of a sequence at every step, under the names of its own fields."""
 
 
 class SequenceStatus(enum.Enum):
@@ -29,16 +36,22 @@ class Sequence:
 
     Tokens and blocks are arrays, so that the runner copies them into a step's tensors in one go::
 
-        [0, num_computed_tokens)             keys and values are in the blocks
+        [0, num_computed_tokens)             keys and values are in the blocks once the device is done
         [num_computed_tokens, num_tokens)    to be computed; one token while decoding
         [num_prompt_tokens, num_tokens)      the result so far, published or about to be
+
+    A token that was sampled and is still on the device alone has a placeholder in its place: ``~row``,
+    which is negative, for the id in that row of what the step before sampled.
 
     Attributes:
         key: The ownership that this sequence serves.
         number: Place in the order of arrival; ties between sequences are broken by it.
         sampling: How its tokens are chosen.
+        sampling_record: The same as a ``SAMPLING_RECORD``.
+        num_logprobs: Log-probabilities per token: 0 is none, 1 the token's own, n + 1 with n alternatives.
         token_ids: int64, prompt and result.
         num_prompt_tokens: Tokens of the prompt.
+        max_num_tokens: Tokens of prompt and result at most.
         alone: No other sequence shares its steps.
         has_penalties: Whether the sampler must see its text.
         has_extras: Whether it has penalties or biases.
@@ -55,8 +68,11 @@ class Sequence:
     key: JobKey
     number: int
     sampling: ResolvedSampling
+    sampling_record: bytes
+    num_logprobs: int
     token_ids: array[int]
     num_prompt_tokens: int
+    max_num_tokens: int
     alone: bool = False
     has_penalties: bool = False
     has_extras: bool = False
@@ -70,8 +86,14 @@ class Sequence:
     was_stepped: bool = False
 
     @classmethod
-    def of(cls, order: Submit, number: int) -> Sequence:
-        """Makes the sequence of an order; what is already published counts as its own result."""
+    def of(cls, order: Submit, number: int, max_context: int) -> Sequence:
+        """Makes the sequence of an order; what is already published counts as its own result.
+
+        Args:
+            order: The order.
+            number: Its place in the order of arrival.
+            max_context: Tokens of prompt and result that any sequence may have.
+        """
         sampling = order.sampling
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         has_penalties = penalties != (1.0, 0.0, 0.0)
@@ -79,8 +101,11 @@ class Sequence:
             key=order.key,
             number=number,
             sampling=sampling,
+            sampling_record=_sampling_record(sampling),
+            num_logprobs=0 if sampling.logprobs is None else sampling.logprobs + 1,
             token_ids=array("q", order.prompt_ids + order.published_ids),
             num_prompt_tokens=len(order.prompt_ids),
+            max_num_tokens=min(len(order.prompt_ids) + sampling.max_tokens, max_context),
             alone=order.alone,
             has_penalties=has_penalties,
             has_extras=has_penalties or bool(sampling.logit_bias),
@@ -92,25 +117,21 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def num_output_tokens(self) -> int:
-        """Tokens of the result so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
     def num_left_tokens(self) -> int:
-        """Tokens that it may still generate by its own limit."""
-        return self.sampling.max_tokens - self.num_output_tokens
+        """Tokens that it may still generate."""
+        return self.max_num_tokens - len(self.token_ids)
 
-    def end_reason(self, max_context: int) -> FinishReason | None:
-        """Why it ends with the tokens it has, or None when it goes on.
-
-        Args:
-            max_context: Tokens of prompt and result at most.
-        """
-        num_tokens = len(self.token_ids)
-        num_output_tokens = num_tokens - self.num_prompt_tokens
-        if num_output_tokens > 0 and self.token_ids[-1] in self.sampling.stop_token_ids:
+    def end_reason(self, num_tokens: int) -> FinishReason | None:
+        """Why it ends with so many of its tokens, or None when it goes on behind them."""
+        if (
+            num_tokens > self.num_prompt_tokens
+            and self.token_ids[num_tokens - 1] in self.sampling.stop_token_ids
+        ):
             return FinishReason.STOP
-        if num_output_tokens >= self.sampling.max_tokens or num_tokens >= max_context:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if num_tokens >= self.max_num_tokens else None
+
+
+def _sampling_record(sampling: ResolvedSampling) -> bytes:
+    seed = np.uint64(sampling.seed).astype(np.int64)  # the same bits
+    fields = (seed, sampling.top_k, sampling.temperature, sampling.top_p, sampling.min_p)
+    return np.array(fields, dtype=SAMPLING_RECORD).tobytes()

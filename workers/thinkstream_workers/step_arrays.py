@@ -17,48 +17,46 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch import Batch
-from .sequence import Sequence
+from .sequence import SAMPLING_RECORD, Sequence
 
 Array = npt.NDArray[Any]
 
 
 def input_arrays(batch: Batch, block_size: int) -> dict[str, Array]:
-    """Returns the tensors of ``StepInputs``."""
-    input_ids = array("q")
-    for sequence, query_len in zip(batch.sequences, batch.query_lens, strict=True):
-        start = sequence.num_computed_tokens
-        input_ids.extend(sequence.token_ids[start : start + query_len])
-    starts_B = np.array([sequence.num_computed_tokens for sequence in batch.sequences], dtype=np.int64)
+    """Returns the tensors of ``StepInputs``; placeholders stand as they are among the ids."""
+    context_lens_B = np.array(batch.context_lens, dtype=np.int64)
     query_lens_B = np.array(batch.query_lens, dtype=np.int64)
+    starts_B = context_lens_B - query_lens_B
     cu_seqlens_B1 = np.concatenate(([0], query_lens_B.cumsum()))
-    tables_BM = _block_tables(batch, starts_B + query_lens_B, block_size)
+    tables_BM = _block_tables(batch, context_lens_B, block_size)
+    spans = zip(batch.sequences, starts_B.tolist(), batch.context_lens, strict=True)
+    input_ids = b"".join([sequence.token_ids[start:end] for sequence, start, end in spans])
 
     rows_T = np.arange(len(query_lens_B)).repeat(query_lens_B)
     positions_T = np.arange(len(rows_T)) + (starts_B - cu_seqlens_B1[:-1])[rows_T]
     blocks_T = tables_BM[rows_T, positions_T // block_size].astype(np.int64)
-    wanted_B = starts_B + query_lens_B == [len(sequence.token_ids) for sequence in batch.sequences]
+    wanted_B = context_lens_B == [len(sequence.token_ids) for sequence in batch.sequences]
     return {
         "input_ids_T": np.frombuffer(input_ids, dtype=np.int64),
         "positions_T": positions_T,
         "slot_mapping_T": blocks_T * block_size + positions_T % block_size,
         "output_rows_S": cu_seqlens_B1[1:][wanted_B] - 1,
         "cu_seqlens_q_B1": cu_seqlens_B1.astype(np.int32),
-        "context_lens_B": (starts_B + query_lens_B).astype(np.int32),
+        "context_lens_B": context_lens_B.astype(np.int32),
         "block_tables_BM": tables_BM,
     }
 
 
-def sampling_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
+def sampling_arrays(batch: Batch) -> dict[str, Array]:
     """Returns the tensors of ``SamplingInputs`` that every row has."""
-    samplings = [sequence.sampling for sequence in sequences]
-    return {
-        "seed_B": np.array([s.seed for s in samplings], dtype=np.uint64).view(np.int64),
-        "index_B": np.array([sequence.num_output_tokens + 1 for sequence in sequences], dtype=np.int64),
-        "top_k_B": np.array([s.top_k for s in samplings], dtype=np.int64),
-        "temperature_B": np.array([s.temperature for s in samplings], dtype=np.float32),
-        "top_p_B": np.array([s.top_p for s in samplings], dtype=np.float32),
-        "min_p_B": np.array([s.min_p for s in samplings], dtype=np.float32),
-    }
+    records_B = np.frombuffer(
+        b"".join([sequence.sampling_record for sequence in batch.sampled]), dtype=SAMPLING_RECORD
+    )
+    assert SAMPLING_RECORD.names is not None
+    arrays: dict[str, Array] = {name: np.ascontiguousarray(records_B[name]) for name in SAMPLING_RECORD.names}
+    num_prompt_tokens = [sequence.num_prompt_tokens for sequence in batch.sampled]
+    arrays["index_B"] = np.array(batch.places, dtype=np.int64) - num_prompt_tokens + 1
+    return arrays
 
 
 def extras_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
@@ -83,9 +81,8 @@ def extras_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
 def _block_tables(batch: Batch, context_lens_B: Array, block_size: int) -> Array:
     """The blocks in use, not those held for tokens to come, padded with 0."""
     num_blocks_B = -(-context_lens_B // block_size)
-    flat = array("i")
-    for sequence, num_blocks in zip(batch.sequences, num_blocks_B.tolist(), strict=True):
-        flat.extend(sequence.block_table[:num_blocks])
+    used = zip(batch.sequences, num_blocks_B.tolist(), strict=True)
+    flat = b"".join([sequence.block_table[:num_blocks] for sequence, num_blocks in used])
     tables_BM = np.zeros((len(num_blocks_B), int(num_blocks_B.max())), dtype=np.int32)
     tables_BM[np.arange(tables_BM.shape[1]) < num_blocks_B[:, None]] = np.frombuffer(flat, dtype=np.int32)
     return tables_BM
