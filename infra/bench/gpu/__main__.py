@@ -1,0 +1,93 @@
+"""Measures the engine on a GPU with random weights in the released shape.
+
+    python -m infra.bench.gpu                       # batch 1 to 256, exact
+    python -m infra.bench.gpu --fast-small-batch --batches 1,2,4,8
+    python -m infra.bench.gpu --batches 1 --prefill --offline
+
+Time per output token is (time of 257 tokens - time of 1) / 256, everything included: scheduling, sampling
+at temperature 1 and bringing the ids to the host. The floor is the time in which the card, by its own
+measured bandwidth, reads what the step must read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+
+from thinkstream_model.device_ops import ops_for
+from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_workers.engine_config import EngineConfig
+
+from .ceilings import read_bandwidth
+from .engine_bench import EngineBench
+from .shape import expected_hits, released_config, step_bytes
+
+_NUM_PROMPT = 128
+_NUM_TOKENS = 256
+
+
+def main() -> None:
+    """Measure what the arguments ask for; one line of JSON per figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256", help="jobs at one time, by commas")
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--fast-small-batch", action="store_true", help="the kernels that are not exact")
+    parser.add_argument("--step-tokens", type=int, default=8_192)
+    parser.add_argument("--prefill", action="store_true", help="16 prompts of 4,096 tokens")
+    parser.add_argument("--offline", action="store_true", help="512 jobs, 512 tokens in, 256 out")
+    args = parser.parse_args()
+
+    bytes_per_s = read_bandwidth()
+    print(json.dumps({"card": torch.cuda.get_device_name(), "read_TB_per_s": bytes_per_s / 1e12}), flush=True)
+    began_s = time.perf_counter()
+    weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
+    device = weights.embedding_VD.device
+    thinker = Thinker(weights, ops_for(weights.config, device, fast_small_batch=args.fast_small_batch))
+    config = EngineConfig(slots=256, step_tokens=args.step_tokens, max_context=8_192)
+    with EngineBench(thinker, config) as bench:
+        bench.run(1, 16, 4)
+        load = bench.engine.load
+        print(
+            json.dumps(
+                {
+                    "start_s": time.perf_counter() - began_s,
+                    "kv_tokens": load.num_blocks * config.block_size,
+                    "weights_GB": torch.cuda.memory_allocated() / 1e9,
+                }
+            ),
+            flush=True,
+        )
+        for num_jobs in (int(batch) for batch in args.batches.split(",") if batch):
+            print(json.dumps(_decode_row(bench, thinker, num_jobs, bytes_per_s)), flush=True)
+        if args.prefill:
+            bench.run(2, 4_096, 1)
+            times = bench.run(16, 4_096, 1)
+            print(json.dumps({"prefill_tokens_per_s": 16 * 4_096 / times.all_s}), flush=True)
+        if args.offline:
+            times = bench.run(512, 512, 256)
+            print(json.dumps({"offline_output_tokens_per_s": times.num_tokens / times.all_s}), flush=True)
+
+
+def _decode_row(bench: EngineBench, thinker: Thinker, num_jobs: int, bytes_per_s: float) -> dict[str, float]:
+    bench.run(num_jobs, _NUM_PROMPT, 4)  # compiles and captures what this size needs
+    first = min((bench.run(num_jobs, _NUM_PROMPT, 1) for _ in range(2)), key=lambda times: times.all_s)
+    runs = [bench.run(num_jobs, _NUM_PROMPT, _NUM_TOKENS + 1) for _ in range(2)]
+    tpot_s = (min(times.all_s for times in runs) - first.all_s) / _NUM_TOKENS
+    num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
+    hits = expected_hits(thinker.config, num_jobs)
+    floor_s = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys) / bytes_per_s
+    return {
+        "batch": num_jobs,
+        "ttft_ms": round(first.first_s * 1e3, 2),
+        "tpot_ms": round(tpot_s * 1e3, 3),
+        "tokens_per_s": round(num_jobs / tpot_s, 1),
+        "floor_ms": round(floor_s * 1e3, 3),
+        "share_of_floor": round(floor_s / tpot_s, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""One decode step without its host: how long a graph of it takes, and which kernels take it.
+
+    python -m infra.bench.gpu.profile_step --batches 1,8,64,256 --context 256
+    THINKSTREAM_DEPENDENT_LAUNCH=0 python -m infra.bench.gpu.profile_step --batches 1 --kernels
+
+With dependent launches a kernel's time holds its wait for the one before, so kernels are listed without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import statistics
+from typing import Any, cast
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from thinkstream_model.device_ops import ops_for
+from thinkstream_model.inputs import StepInputs
+from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.sampler import SamplingInputs
+from thinkstream_model.thinker import Thinker, random_thinker
+
+from .ceilings import read_bandwidth, timed_events
+from .shape import expected_hits, released_config, step_bytes
+
+_BLOCK_SIZE = 16
+_NUM_REPLAYS = 20
+
+
+def main() -> None:
+    """Print each batch's time and the kernels that make it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256")
+    parser.add_argument("--context", type=int, default=256, help="keys of each row")
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--fast-small-batch", action="store_true")
+    parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
+    args = parser.parse_args()
+    bytes_per_s = read_bandwidth()
+    weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
+    device = weights.embedding_VD.device
+    thinker = Thinker(weights, ops_for(weights.config, device, fast_small_batch=args.fast_small_batch))
+    batches = [int(batch) for batch in args.batches.split(",")]
+    max_blocks = max(batches) * -(-args.context // _BLOCK_SIZE)
+    kv = KVCache.allocate(
+        thinker.config, num_blocks=max_blocks, block_size=_BLOCK_SIZE, dtype=thinker.dtype, device=device
+    )
+    for batch in batches:
+        hits = expected_hits(thinker.config, batch)
+        num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=batch * args.context)
+        floor_ms = num_bytes / bytes_per_s * 1e3
+        graph = _capture(thinker, kv, batch, args.context)
+        step_ms = _time_ms(graph)
+        print(
+            json.dumps({"batch": batch, "step_ms": round(step_ms, 3), "share": round(floor_ms / step_ms, 3)}),
+            flush=True,
+        )
+        if args.kernels:
+            _list_kernels(graph)
+
+
+def _capture(thinker: Thinker, kv: KVCache, batch: int, context: int) -> torch.cuda.CUDAGraph:
+    """A step in which every row has seen its context, and the ids of one step are those of the next."""
+    inputs, sampling = _inputs(thinker, kv, batch, context)
+
+    def step() -> None:
+        logits_BV = thinker.forward(inputs, kv)
+        sampled = thinker.sample(logits_BV, sampling, num_valid_ids=thinker.config.vocab_size)
+        inputs.input_ids_T.copy_(sampled.token_ids_B)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        step()
+    return graph
+
+
+def _inputs(thinker: Thinker, kv: KVCache, batch: int, context: int) -> tuple[StepInputs, SamplingInputs]:
+    device = thinker.device
+    num_blocks = -(-context // _BLOCK_SIZE)
+    tables_BM = torch.randperm(kv.num_blocks, device=device)[: batch * num_blocks].view(batch, num_blocks)
+    last = context - 1
+    zeros_B = torch.zeros(batch, dtype=torch.int64, device=device)
+    inputs = StepInputs(
+        input_ids_T=torch.randint(0, thinker.config.vocab_size, (batch,), device=device),
+        positions_T=zeros_B + last,
+        slot_mapping_T=tables_BM[:, last // _BLOCK_SIZE] * _BLOCK_SIZE + last % _BLOCK_SIZE,
+        cu_seqlens_q_B1=torch.arange(batch + 1, dtype=torch.int32, device=device),
+        context_lens_B=torch.full((batch,), context, dtype=torch.int32, device=device),
+        block_tables_BM=tables_BM.int(),
+        output_rows_S=torch.arange(batch, device=device),
+        query_lens=(1,) * batch,
+        context_lens=(context,) * batch,
+    )
+    sampling = SamplingInputs(
+        temperature_B=torch.ones(batch, device=device),
+        top_p_B=torch.ones(batch, device=device),
+        top_k_B=zeros_B,
+        min_p_B=torch.zeros(batch, device=device),
+        seed_B=torch.arange(batch, device=device),
+        index_B=zeros_B + context,
+        unfiltered=True,
+    )
+    return inputs, sampling
+
+
+def _time_ms(graph: torch.cuda.CUDAGraph) -> float:
+    times_ms: list[float] = []
+    for _ in range(_NUM_REPLAYS):
+        began, ended = timed_events()
+        began.record()
+        graph.replay()
+        ended.record()
+        ended.synchronize()
+        times_ms.append(began.elapsed_time(ended))
+    return statistics.median(times_ms[3:])
+
+
+def _list_kernels(graph: torch.cuda.CUDAGraph) -> None:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        graph.replay()
+        torch.cuda.synchronize()
+    times_us: dict[str, list[float]] = collections.defaultdict(list)
+    for event in cast("list[Any]", profiled.events()):
+        if event.device_type == DeviceType.CUDA:
+            times_us[event.name[:60]].append(event.device_time)
+    for name, times in sorted(times_us.items(), key=lambda item: -sum(item[1]))[:16]:
+        print(f"  {sum(times) / 1e3:8.3f} ms  {len(times):4d} x {statistics.median(times):8.2f} us  {name}")
+
+
+if __name__ == "__main__":
+    main()
