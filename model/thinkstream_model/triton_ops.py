@@ -34,7 +34,7 @@ from .swiglu import silu_and_multiply
 MAX_DECODE_ROWS = 4_096
 """Sequences that one step decodes at most."""
 
-MAX_SMALL_ROWS = 8
+MAX_SMALL_ROWS = 2
 """Up to here an expert's weights are best kept in registers while its few rows pass by (measured)."""
 
 

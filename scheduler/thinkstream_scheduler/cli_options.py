@@ -79,6 +79,12 @@ StepTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of one step, at least the slots; default: what a lease has room for."),
 ]
+FastSmallBatch = Annotated[
+    bool,
+    typer.Option(
+        help="On a GPU, faster with one or two jobs; texts may then depend on what ran beside them."
+    ),
+]
 Namespace = Annotated[str, typer.Option(help="First part of every key; one serves one model.")]
 Drain = Annotated[
     float, typer.Option(min=0, callback=_finite, help="Seconds that running jobs get at the end.")

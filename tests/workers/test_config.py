@@ -17,7 +17,7 @@ def test_a_slot_is_a_sequence_and_steps_fit_the_device() -> None:
     config = ReplicaConfig(redis=REDIS, slots=8)
     assert config.namespace == "house"
     assert (config.engine.slots, config.engine.step_tokens) == (8, 512)
-    assert ReplicaConfig(redis=REDIS, device="cuda").engine.step_tokens == 2_048
+    assert ReplicaConfig(redis=REDIS, device="cuda").engine.step_tokens == 8_192
     assert ReplicaConfig(redis=REDIS, slots=600).engine.step_tokens == 600
     assert ReplicaConfig(redis=REDIS, step_tokens=64).engine.step_tokens == 64
 

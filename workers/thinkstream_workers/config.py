@@ -24,12 +24,14 @@ class ReplicaConfig:
         slots: Jobs at once.
         lease_ms: How long the replica may be silent before its jobs go to others.
         max_context: Tokens of prompt and result together; None is the model's own limit.
-        step_tokens: Tokens of one step, prefill and decode together; None is 2048, or the slots where they
+        step_tokens: Tokens of one step, prefill and decode together; None is 8192, or the slots where they
             are more; on a CPU 512, and fewer where such a step would outlast a quarter of the lease.
         kv_memory_bytes: Memory for keys and values; None leaves the choice to the engine.
         machine_share: Part of the machine's free memory from which the engine may choose: one half where two
             replicas share a machine.
         num_threads: Threads of one arithmetic operation on the CPU; None is torch's choice.
+        fast_small_batch: On a GPU, trade the promise that a text never depends on what it was batched with
+            for speed where one or two jobs run.
 
     Raises:
         ConfigError: A value outside its range.
@@ -47,6 +49,7 @@ class ReplicaConfig:
     kv_memory_bytes: int | None = None
     machine_share: float = 1.0
     num_threads: int | None = None
+    fast_small_batch: bool = False
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -72,6 +75,11 @@ class ReplicaConfig:
         )
 
     @property
+    def is_on_gpu(self) -> bool:
+        """Whether the model runs on a device that works for itself, by kernels compiled at first use."""
+        return not self._is_on_cpu
+
+    @property
     def is_step_measured(self) -> bool:
         """Whether the tokens of a step follow from how long a step takes."""
         return self.step_tokens is None and self._is_on_cpu
@@ -83,4 +91,4 @@ class ReplicaConfig:
     @property
     def _usual_step_tokens(self) -> int:
         # A step must take far less than a lease: the loop shows that it is alive between steps.
-        return 512 if self._is_on_cpu else 2_048
+        return 512 if self._is_on_cpu else 8_192

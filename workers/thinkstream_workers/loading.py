@@ -17,6 +17,7 @@ from thinkstream_client.errors import ConfigError, InvalidRequest, WeightsError
 from thinkstream_model import errors as model_errors
 from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_model.detokenizer import Detokenizer
+from thinkstream_model.device_ops import ops_for
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_model.thinker import Thinker
 from thinkstream_model.tokenizer import Tokenizer
@@ -100,8 +101,12 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
         digests = Digests(checkpoint.model_digest(), checkpoint.tokenizer_digest())
         if claim is not None:
             claim(digests)
+        device = _device(config)
+        thinker = checkpoint.load_thinker(device=device, dtype=_dtype(config))
+        if config.fast_small_batch:
+            thinker = Thinker(thinker.weights, ops_for(thinker.config, device, fast_small_batch=True))
         return LoadedModel(
-            thinker=checkpoint.load_thinker(device=_device(config), dtype=_dtype(config)),
+            thinker=thinker,
             text=ModelText(tokenizer),
             num_ids=tokenizer.num_ids,
             defaults=checkpoint.load_generation(tokenizer),

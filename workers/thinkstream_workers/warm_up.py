@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from thinkstream_client.errors import ServiceUnavailable
 from thinkstream_client.records import JobRef
@@ -16,7 +16,7 @@ from .sampling import ResolvedSampling
 
 logger = logging.getLogger(__name__)
 
-_KEY = JobKey(JobRef("-", "warm-up"), 0)
+_REF = JobRef("-", "warm-up")
 _POLL_S = 0.02
 _NUM_PROBE_TOKENS = 64
 
@@ -52,6 +52,24 @@ class WarmUp:
         """
         self._do((0, 1), max_tokens=2)
 
+    def rehearse(self, num_seqs: int, step_tokens: int) -> None:
+        """Has the engine compile and capture what steps of any size need, the smallest first.
+
+        A step that compiled while jobs wait might outlast the lease.
+
+        Args:
+            num_seqs: Sequences decoded at once.
+            step_tokens: Tokens of a step.
+
+        Raises:
+            ServiceUnavailable: The engine fails.
+        """
+        for num_rows in _doubling(1, num_seqs):
+            self._do(*[(0, 1)] * num_rows, max_tokens=4)
+        longest = min(step_tokens, self._engine.max_context - 1)
+        for num_tokens in _doubling(16, longest):
+            self._do((num_tokens % 16,) * num_tokens, max_tokens=1)
+
     def size_step(self, lease_ms: int, *, num_seqs: int, usual_tokens: int) -> None:
         """Limits the tokens of a step to what takes a quarter of the lease, by the time of a short one.
 
@@ -83,17 +101,28 @@ class WarmUp:
                 lease_ms / 1e3,
             )
 
-    def _do(self, prompt_ids: tuple[int, ...], *, max_tokens: int) -> None:
+    def _do(self, *prompts: tuple[int, ...], max_tokens: int) -> None:
         sampling = ResolvedSampling(max_tokens=max_tokens, temperature=0.0)
-        self._inbox.put(Submit(key=_KEY, prompt_ids=prompt_ids, sampling=sampling))
-        end: SequenceEnd | None = None
-        while end is None:
+        for number, prompt_ids in enumerate(prompts):
+            self._inbox.put(Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids, sampling=sampling))
+        ends: list[SequenceEnd] = []
+        while len(ends) < len(prompts):
             if self._is_stopping():
                 raise ServiceUnavailable("the engine failed at its first step")
             output = self._outbox.get(_POLL_S)
-            end = next(iter(output.ends), None) if output is not None else None
-        if end.error is not None:
-            raise ServiceUnavailable(f"the engine's first step failed: {end.error.message}")
+            ends += output.ends if output is not None else []
+        for end in ends:
+            if end.error is not None:
+                raise ServiceUnavailable(f"the engine's first step failed: {end.error.message}")
+
+
+def _doubling(first: int, last: int) -> Iterator[int]:
+    """From the first to the last, each twice the one before."""
+    number = first
+    while number < last:
+        yield number
+        number *= 2
+    yield last
 
 
 def affordable_tokens(num_tokens: int, step_s: float, lease_ms: int) -> int:

@@ -20,10 +20,12 @@ import torch
 from thinkstream_model.device_ops import ops_for
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_workers.engine_config import EngineConfig
+from thinkstream_workers.sampling import ResolvedSampling
 
 from .ceilings import read_bandwidth
 from .engine_bench import EngineBench
-from .shape import expected_hits, released_config, step_bytes
+from .hits import CountingExchange
+from .shape import released_config, step_bytes
 
 _NUM_PROMPT = 128
 _NUM_TOKENS = 256
@@ -45,7 +47,9 @@ def main() -> None:
     began_s = time.perf_counter()
     weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
     device = weights.embedding_VD.device
-    thinker = Thinker(weights, ops_for(weights.config, device, fast_small_batch=args.fast_small_batch))
+    ops = ops_for(weights.config, device, fast_small_batch=args.fast_small_batch)
+    counting = CountingExchange(ops, weights.config.num_experts)
+    thinker = Thinker(weights, ops, counting)
     config = EngineConfig(slots=256, step_tokens=args.step_tokens, max_context=8_192)
     with EngineBench(thinker, config) as bench:
         bench.run(1, 16, 4)
@@ -61,32 +65,45 @@ def main() -> None:
             flush=True,
         )
         for num_jobs in (int(batch) for batch in args.batches.split(",") if batch):
-            print(json.dumps(_decode_row(bench, thinker, num_jobs, bytes_per_s)), flush=True)
+            row = _decode_row(bench, num_jobs)
+            hits = _hit_experts(bench, counting, num_jobs)
+            num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
+            num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys)
+            floor_ms = num_bytes / bytes_per_s * 1e3
+            row |= {"hit_experts": hits, "floor_ms": floor_ms, "share_of_floor": floor_ms / row["tpot_ms"]}
+            print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
         if args.prefill:
             bench.run(2, 4_096, 1)
-            times = bench.run(16, 4_096, 1)
-            print(json.dumps({"prefill_tokens_per_s": 16 * 4_096 / times.all_s}), flush=True)
+            decoded = bench.run(16, 4_096, 1)
+            print(json.dumps({"prefill_tokens_per_s": 16 * 4_096 / decoded.all_s}), flush=True)
         if args.offline:
-            times = bench.run(512, 512, 256)
-            print(json.dumps({"offline_output_tokens_per_s": times.num_tokens / times.all_s}), flush=True)
+            decoded = bench.run(512, 512, 256)
+            rate = decoded.num_tokens / decoded.all_s
+            print(json.dumps({"offline_output_tokens_per_s": rate}), flush=True)
 
 
-def _decode_row(bench: EngineBench, thinker: Thinker, num_jobs: int, bytes_per_s: float) -> dict[str, float]:
+def _decode_row(bench: EngineBench, num_jobs: int) -> dict[str, float]:
     bench.run(num_jobs, _NUM_PROMPT, 4)  # compiles and captures what this size needs
-    first = min((bench.run(num_jobs, _NUM_PROMPT, 1) for _ in range(2)), key=lambda times: times.all_s)
+    first = min((bench.run(num_jobs, _NUM_PROMPT, 1) for _ in range(2)), key=lambda decoded: decoded.all_s)
     runs = [bench.run(num_jobs, _NUM_PROMPT, _NUM_TOKENS + 1) for _ in range(2)]
-    tpot_s = (min(times.all_s for times in runs) - first.all_s) / _NUM_TOKENS
-    num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
-    hits = expected_hits(thinker.config, num_jobs)
-    floor_s = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys) / bytes_per_s
+    tpot_s = (min(decoded.all_s for decoded in runs) - first.all_s) / _NUM_TOKENS
     return {
         "batch": num_jobs,
-        "ttft_ms": round(first.first_s * 1e3, 2),
-        "tpot_ms": round(tpot_s * 1e3, 3),
-        "tokens_per_s": round(num_jobs / tpot_s, 1),
-        "floor_ms": round(floor_s * 1e3, 3),
-        "share_of_floor": round(floor_s / tpot_s, 3),
+        "ttft_ms": first.first_s * 1e3,
+        "tpot_ms": tpot_s * 1e3,
+        "tokens_per_s": num_jobs / tpot_s,
     }
+
+
+def _hit_experts(bench: EngineBench, counting: CountingExchange, num_jobs: int) -> float:
+    """Distinct experts per layer in decode steps; asking for log-probabilities keeps graphs away."""
+    sampling = ResolvedSampling(max_tokens=12, logprobs=0)
+    jobs = [(bench.random_prompt(_NUM_PROMPT), (), sampling) for _ in range(num_jobs)]
+    counting.count(num_jobs)
+    bench.decode(jobs)
+    hits = counting.mean_hits
+    counting.count(0)
+    return hits
 
 
 if __name__ == "__main__":

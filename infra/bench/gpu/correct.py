@@ -3,6 +3,8 @@
     python -m infra.bench.gpu.correct --layers 48
 
 The reference has the same bfloat16 weights, made float32 layer by layer, since all at once would not fit.
+First whole logits are compared, then each layer by itself from equal inputs: its error over the rows whose
+experts are the reference's, and how many rows' experts are others, which near-ties explain.
 """
 
 from __future__ import annotations
@@ -16,9 +18,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.exchange import Dispatched, LocalExchange
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
-from thinkstream_model.parameters import AttentionWeights, DenseWeights, LayerWeights, MoeWeights
+from thinkstream_model.ops import Ops, Routing
+from thinkstream_model.parameters import (
+    AttentionWeights,
+    DenseWeights,
+    LayerWeights,
+    MoeWeights,
+    ThinkerWeights,
+)
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_model.torch_ops import TorchOps
 from thinkstream_model.triton_ops import TritonOps
@@ -26,6 +37,7 @@ from thinkstream_model.triton_ops import TritonOps
 from .shape import released_config
 
 _BLOCK_SIZE = 16
+_Weights = ThinkerWeights | LayerWeights | AttentionWeights | MoeWeights | DenseWeights
 
 
 def main() -> None:
@@ -53,6 +65,53 @@ def main() -> None:
         for num_rows in (args.tokens, 8):
             logits_SV = _logits(Thinker(weights, ops), num_rows)
             print(json.dumps({"path": name, "rows": num_rows, **_errors(logits_SV, expected_SV[:num_rows])}))
+    for name, ops in (
+        ("kernels", TritonOps(config, device)),
+        ("plain torch", TorchOps(config, device, exact=False)),
+    ):
+        print(json.dumps({"path": name, "rows": args.tokens, **_layer_errors(weights, ops, args.tokens)}))
+
+
+class _Choices(LocalExchange):
+    """Remembers the experts of the last layer."""
+
+    expert_ids_TK: Tensor
+
+    def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:
+        """See ``LocalExchange.dispatch``."""
+        self.expert_ids_TK = routing.expert_ids_TK.long().sort(dim=-1).values
+        return super().dispatch(layer, hidden_TD, routing)
+
+
+def _layer_errors(weights: ThinkerWeights, ops: Ops, num_tokens: int) -> dict[str, float]:
+    """Each layer from the rows that the reference's layer before it gave, the same for both."""
+    config, device = weights.config, weights.embedding_VD.device
+    exact = TorchOps(config, device, exact=True)
+    eye_DD = torch.eye(config.hidden_size, dtype=torch.bfloat16, device=device)
+    rows_TD = weights.embedding_VD[:num_tokens]
+    errors: list[float] = []
+    num_others = 0
+    for layer in weights.layers:
+        # A Thinker of this layer alone, whose tokens are the rows and whose logits are its normed output.
+        one = dataclasses.replace(
+            weights,
+            config=dataclasses.replace(config, num_layers=1, vocab_size=num_tokens),
+            embedding_VD=rows_TD,
+            layers=(layer,),
+            lm_head_VD=eye_DD,
+        )
+        choices, expected_choices = _Choices(ops), _Choices(exact)
+        out_TD = _logits(Thinker(one, ops, choices), num_tokens)
+        expected_TD = _logits(Thinker(_float32(one), exact, expected_choices), num_tokens)
+        is_same_T = (choices.expert_ids_TK == expected_choices.expert_ids_TK).all(dim=-1)
+        num_others += int((~is_same_T).sum())
+        errors.append(_errors(out_TD[is_same_T], expected_TD[is_same_T])["relative_error"])
+        rows_TD = expected_TD.to(torch.bfloat16)
+    return {
+        "worst_layer_error": max(errors),
+        "mean_layer_error": sum(errors) / len(errors),
+        "share_of_rows_with_other_experts": num_others / len(weights.layers) / num_tokens,
+    }
 
 
 class _Upcast:
@@ -72,7 +131,11 @@ class _Upcast:
 def _float32(weights: Any) -> Any:
     if isinstance(weights, Tensor):
         return weights.float()
-    assert isinstance(weights, LayerWeights | AttentionWeights | MoeWeights | DenseWeights)
+    if isinstance(weights, tuple):
+        return tuple(_float32(part) for part in weights)  # pyright: ignore[reportUnknownVariableType]
+    if not dataclasses.is_dataclass(weights) or isinstance(weights, ThinkerConfig):
+        return weights
+    assert isinstance(weights, _Weights)
     changes = {field.name: _float32(getattr(weights, field.name)) for field in dataclasses.fields(weights)}
     return dataclasses.replace(weights, **changes)
 
@@ -88,7 +151,8 @@ def _logits(thinker: Thinker, num_tokens: int) -> Tensor:
         device=thinker.device,
     )
     generator = torch.Generator().manual_seed(0)
-    ids_T = torch.randint(0, thinker.config.vocab_size, (4_096,), generator=generator)[:num_tokens]
+    # One layer alone has as many ids as rows: a permutation of them does.
+    ids_T = torch.randperm(thinker.config.vocab_size, generator=generator)[:num_tokens]
     places_T = torch.arange(num_tokens, device=thinker.device)
     inputs = StepInputs(
         input_ids_T=ids_T.to(thinker.device),

@@ -6,6 +6,7 @@ import itertools
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -22,18 +23,23 @@ from thinkstream_workers.sampling import ResolvedSampling
 _POLL_S = 0.05
 
 
-class RunTimes(NamedTuple):
-    """How long one batch of jobs took, in seconds from its submission.
+class Decoded(NamedTuple):
+    """What some jobs brought, in seconds from their submission.
 
     Attributes:
         first_s: Until every job had its first token.
         all_s: Until every job had its last.
-        num_tokens: Tokens of all jobs together.
+        texts: The tokens of each job.
     """
 
     first_s: float
     all_s: float
-    num_tokens: int
+    texts: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all jobs together."""
+        return sum(map(len, self.texts))
 
 
 class EngineBench:
@@ -70,40 +76,55 @@ class EngineBench:
         self._thread.join()
         torch.cuda.empty_cache()
 
-    def run(self, num_jobs: int, num_prompt: int, num_tokens: int, *, temperature: float = 1.0) -> RunTimes:
-        """Have jobs of random prompts answered, all submitted at once.
+    def run(self, num_jobs: int, num_prompt: int, num_tokens: int) -> Decoded:
+        """Have random prompts answered at temperature 1, which keeps the choice of experts spread.
 
         Args:
             num_jobs: Jobs.
             num_prompt: Tokens in of each.
             num_tokens: Tokens out of each.
-            temperature: Of the sampling; 1 keeps the choice of experts spread.
         """
-        sampling = ResolvedSampling(max_tokens=num_tokens, temperature=temperature)
-        prompts = [
-            tuple(secrets.randbelow(self._num_ids) for _ in range(num_prompt)) for _ in range(num_jobs)
-        ]
+        sampling = ResolvedSampling(max_tokens=num_tokens)
+        prompts = [self.random_prompt(num_prompt) for _ in range(num_jobs)]
+        decoded = self.decode([(prompt_ids, (), sampling) for prompt_ids in prompts])
+        if decoded.num_tokens != num_jobs * num_tokens:
+            raise RuntimeError(f"{decoded.num_tokens} tokens instead of {num_jobs * num_tokens}")
+        return decoded
+
+    def random_prompt(self, num_tokens: int) -> tuple[int, ...]:
+        """Tokens of the whole vocabulary."""
+        return tuple(secrets.randbelow(self._num_ids) for _ in range(num_tokens))
+
+    def decode(self, jobs: Sequence[tuple[tuple[int, ...], tuple[int, ...], ResolvedSampling]]) -> Decoded:
+        """Have jobs answered, all submitted at once.
+
+        Args:
+            jobs: Prompt, tokens already published, and sampling of each.
+
+        Raises:
+            RuntimeError: The engine or one of the jobs failed.
+        """
+        keys = [JobKey(JobRef("-", str(next(self._numbers))), 0) for _ in jobs]
+        texts: dict[JobKey, list[int]] = {key: [] for key in keys}
         began_s = time.perf_counter()
-        for prompt_ids in prompts:
-            key = JobKey(JobRef("-", str(next(self._numbers))), 0)
-            self._inbox.put(Submit(key=key, prompt_ids=prompt_ids, sampling=sampling))
-        num_begun = num_ended = num_seen = 0
+        for key, (prompt_ids, published_ids, sampling) in zip(keys, jobs, strict=True):
+            self._inbox.put(
+                Submit(key=key, prompt_ids=prompt_ids, published_ids=published_ids, sampling=sampling)
+            )
+        num_ended = 0
         first_s = 0.0
-        while num_ended < num_jobs:
+        while num_ended < len(jobs):
             output = self._outbox.get(_POLL_S)
             if output is None:
                 if not self._thread.is_alive():
                     raise RuntimeError("the engine has failed")
                 continue
-            now_s = time.perf_counter() - began_s
-            num_seen += len(output.tokens)
-            num_begun += sum(token.index == 1 for token in output.tokens)
-            if num_begun == num_jobs and not first_s:
-                first_s = now_s
-            for end in output.ends:
-                if end.error is not None:
-                    raise RuntimeError(end.error.message)
+            for token in output.tokens:
+                texts[token.key].append(token.token_id)
+            if not first_s and all(texts.values()):
+                first_s = time.perf_counter() - began_s
+            failed = [end.error.message for end in output.ends if end.error is not None]
+            if failed:
+                raise RuntimeError(failed[0])
             num_ended += len(output.ends)
-        if num_seen != num_jobs * num_tokens:
-            raise RuntimeError(f"{num_seen} tokens instead of {num_jobs * num_tokens}")
-        return RunTimes(first_s, time.perf_counter() - began_s, num_seen)
+        return Decoded(first_s, time.perf_counter() - began_s, list(texts.values()))

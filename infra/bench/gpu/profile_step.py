@@ -12,6 +12,7 @@ import argparse
 import collections
 import json
 import statistics
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,8 @@ from thinkstream_model.sampler import SamplingInputs
 from thinkstream_model.thinker import Thinker, random_thinker
 
 from .ceilings import read_bandwidth, timed_events
-from .shape import expected_hits, released_config, step_bytes
+from .hits import CountingExchange
+from .shape import released_config, step_bytes
 
 _BLOCK_SIZE = 16
 _NUM_REPLAYS = 20
@@ -43,18 +45,25 @@ def main() -> None:
     bytes_per_s = read_bandwidth()
     weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
     device = weights.embedding_VD.device
-    thinker = Thinker(weights, ops_for(weights.config, device, fast_small_batch=args.fast_small_batch))
+    ops = ops_for(weights.config, device, fast_small_batch=args.fast_small_batch)
+    counting = CountingExchange(ops, weights.config.num_experts)
+    thinker = Thinker(weights, ops, counting)
     batches = [int(batch) for batch in args.batches.split(",")]
     max_blocks = max(batches) * -(-args.context // _BLOCK_SIZE)
     kv = KVCache.allocate(
         thinker.config, num_blocks=max_blocks, block_size=_BLOCK_SIZE, dtype=thinker.dtype, device=device
     )
     for batch in batches:
-        hits = expected_hits(thinker.config, batch)
-        num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=batch * args.context)
-        floor_ms = num_bytes / bytes_per_s * 1e3
-        graph = _capture(thinker, kv, batch, args.context)
+        step = _step(thinker, kv, batch, args.context)
+        graph = _captured(step)
         step_ms = _time_ms(graph)
+        counting.count(batch)
+        step()  # behind the replays, with the ids that they came to
+        num_bytes = step_bytes(
+            thinker.config, num_hit_experts=counting.mean_hits, num_keys=batch * args.context
+        )
+        counting.count(0)
+        floor_ms = num_bytes / bytes_per_s * 1e3
         print(
             json.dumps({"batch": batch, "step_ms": round(step_ms, 3), "share": round(floor_ms / step_ms, 3)}),
             flush=True,
@@ -63,18 +72,23 @@ def main() -> None:
             _list_kernels(graph)
 
 
-def _capture(thinker: Thinker, kv: KVCache, batch: int, context: int) -> torch.cuda.CUDAGraph:
+def _step(thinker: Thinker, kv: KVCache, batch: int, context: int) -> Callable[[], None]:
     """A step in which every row has seen its context, and the ids of one step are those of the next."""
     inputs, sampling = _inputs(thinker, kv, batch, context)
 
+    @torch.inference_mode()
     def step() -> None:
         logits_BV = thinker.forward(inputs, kv)
         sampled = thinker.sample(logits_BV, sampling, num_valid_ids=thinker.config.vocab_size)
         inputs.input_ids_T.copy_(sampled.token_ids_B)
 
+    return step
+
+
+def _captured(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
     step()
     graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
+    with torch.cuda.graph(graph):
         step()
     return graph
 

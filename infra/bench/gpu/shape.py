@@ -51,9 +51,3 @@ def step_bytes(config: ThinkerConfig, *, num_hit_experts: float, num_keys: int) 
     experts = num_hit_experts * 3 * config.moe_intermediate_size * hidden
     head = config.vocab_size * hidden
     return 2.0 * (layers * (dense + experts + 2 * num_keys * config.kv_size) + head)
-
-
-def expected_hits(config: ThinkerConfig, num_rows: int) -> float:
-    """Distinct experts per layer where every row chooses at random: what random weights come to."""
-    share = config.num_experts_per_tok / config.num_experts
-    return config.num_experts * (1.0 - (1.0 - share) ** num_rows)

@@ -195,7 +195,9 @@ def _narrow_tile(num_rows: int) -> Tile:
         return Tile(32, 64, 128, num_warps=4, num_stages=5)
     if num_rows < 128:
         return Tile(64, 64, 128, num_warps=4, num_stages=4)
-    return Tile(128, 64, 128, num_warps=4, num_stages=3)
+    if num_rows <= 128:
+        return Tile(128, 64, 128, num_warps=4, num_stages=3)
+    return Tile(128, 128, 64, num_warps=8, num_stages=4)
 
 
 def _wide_tile(num_rows: int, num_outputs: int, *, is_sum: bool) -> Tile:

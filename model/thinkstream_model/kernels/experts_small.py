@@ -93,8 +93,12 @@ def _down_kernel(
         expert = tl.load(expert_ids + row * TOP_K + k).to(tl.int64)
         for chunk in tl.static_range(num_chunks):
             places = channel_rows + expert * (WIDTH * INNER) + chunk * CHUNK
-            inside = (chunk * CHUNK + columns < INNER)[None, :]
-            tiles = tiles + (tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first"),)  # type: ignore[assignment] # noqa: RUF005
+            if INNER % CHUNK == 0:
+                tile = tl.load(places, eviction_policy="evict_first")
+            else:
+                inside = (chunk * CHUNK + columns < INNER)[None, :]
+                tile = tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first")
+            tiles = tiles + (tile,)  # type: ignore[assignment] # noqa: RUF005
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()

@@ -1,0 +1,147 @@
+"""The whole way, through Redis and Ray: followed streams of the released shape with random weights.
+
+    python -m infra.bench.gpu.service --streams 256 --tokens 256 --kill
+
+Time per output token is what a reader of all streams sees, from when each stream has its first token to the
+last one of all. With ``--kill`` the replica is killed under full load once more, and the time is taken until
+streams go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import secrets
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from thinkstream_client import AsyncClient, Request, SamplingParams
+from thinkstream_client.aio_job import AsyncJob
+from thinkstream_client.settings import RedisSettings
+from thinkstream_scheduler.embedded import EmbeddedServer
+from thinkstream_scheduler.launch import ServiceOptions, start_service
+from thinkstream_workers.config import ReplicaConfig
+
+from .shape import RELEASED_SHAPE
+
+_REPLICA = b"ray::ReplicaActor"
+
+
+def main() -> None:
+    """Start the service, measure, stop it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--streams", default="1,256", help="streams at one time, by commas")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens in")
+    parser.add_argument("--tokens", type=int, default=257, help="tokens out")
+    parser.add_argument("--layers", type=int, default=RELEASED_SHAPE["num_hidden_layers"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--kill", action="store_true", help="kill the replica under full load")
+    args = parser.parse_args()
+    streams = [int(number) for number in args.streams.split(",")]
+    with tempfile.TemporaryDirectory(prefix="thinkstream-") as name:
+        folder = Path(name)
+        shape = {**RELEASED_SHAPE, "num_hidden_layers": args.layers}
+        (folder / "config.json").write_text(json.dumps({"thinker_config": {"text_config": shape}}))
+        server = EmbeddedServer(folder / "redis")
+        server.start()
+        began_s = time.perf_counter()
+        redis = RedisSettings(url=server.url)
+        replica = ReplicaConfig(
+            redis=redis,
+            model=f"random:{folder}/config.json",
+            device=args.device,
+            slots=max(streams),
+            max_context=4_096,
+        )
+        service = start_service(ServiceOptions(redis=redis, replica=replica, show_logs=True))
+        try:
+            asyncio.run(measure(server.url, 1, args.prompt, 2))
+            print(json.dumps({"first_token_s": time.perf_counter() - began_s}), flush=True)
+            for number in streams:
+                asyncio.run(measure(server.url, number, args.prompt, 8))
+                row = asyncio.run(measure(server.url, number, args.prompt, args.tokens))
+                print(json.dumps(row), flush=True)
+            if args.kill:
+                row = asyncio.run(measure(server.url, max(streams), args.prompt, args.tokens, kill_replica))
+                print(json.dumps(row), flush=True)
+        finally:
+            service.stop()
+            server.stop()
+
+
+async def measure(
+    url: str, num_streams: int, num_prompt: int, num_tokens: int, disturb: Callable[[], None] | None = None
+) -> dict[str, float]:
+    """Follow jobs of random prompts, all submitted at once.
+
+    Args:
+        url: The server.
+        num_streams: Jobs.
+        num_prompt: Tokens in of each.
+        num_tokens: Tokens out of each.
+        disturb: Called when half of all tokens are there; the time until streams go on is returned too.
+    """
+    sampling = SamplingParams(temperature=1.0, max_tokens=num_tokens, ignore_eos=True)
+    arrivals_s: list[list[float]] = [[] for _ in range(num_streams)]
+    requests = [
+        Request(token_ids=tuple(secrets.randbelow(150_000) for _ in range(num_prompt)), sampling=sampling)
+        for _ in range(num_streams)
+    ]
+    disturbed_s = 0.0
+
+    async def disturb_halfway() -> None:
+        nonlocal disturbed_s
+        while sum(map(len, arrivals_s)) < num_streams * num_tokens // 2:
+            await asyncio.sleep(0.02)
+        disturbed_s = time.perf_counter()
+        assert disturb is not None
+        disturb()
+
+    async with AsyncClient(url) as client:
+        began_s = time.perf_counter()
+        jobs = await client.submit_many(requests)
+        followers = [_follow(job, arrivals_s[number]) for number, job in enumerate(jobs)]
+        await asyncio.gather(*followers, *([disturb_halfway()] if disturb else []))
+    if any(len(times_s) != num_tokens for times_s in arrivals_s):
+        raise RuntimeError("tokens are missing")
+    first_s = sorted(times_s[0] for times_s in arrivals_s)
+    tpot_s = (max(times_s[-1] for times_s in arrivals_s) - first_s[-1]) / (num_tokens - 1)
+    row = {
+        "streams": num_streams,
+        "first_token_ms": (first_s[num_streams // 2] - began_s) * 1e3,
+        "tpot_ms": tpot_s * 1e3,
+        "tokens_per_s": num_streams / tpot_s,
+    }
+    if disturb:
+        # Tokens that were on their way when the replica died arrive within a step of it.
+        gaps_s = [max(b - a for a, b in itertools.pairwise(times_s)) for times_s in arrivals_s]
+        resumed_s = min(t for times_s in arrivals_s for t in times_s if t > disturbed_s + 1.0)
+        row |= {"first_resumed_s": resumed_s - disturbed_s, "median_gap_s": statistics.median(gaps_s)}
+    return row
+
+
+async def _follow(job: AsyncJob, arrivals_s: list[float]) -> None:
+    async for chunk in job.stream():
+        arrivals_s.extend([time.perf_counter()] * len(chunk.token_ids))
+
+
+def kill_replica() -> None:
+    """Kill -9 whatever replica runs on this machine."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_replica = (folder / "cmdline").read_bytes().startswith(_REPLICA)
+        except OSError:
+            continue
+        if is_replica:
+            os.kill(int(folder.name), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
