@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def _tune_dense(tuner: _Tuner, num_rows: int) -> None:
         def choose(tile: Tile, limit: int = num_rows if kind == "narrow" else 0) -> None:
             dense._MAX_NARROW_ROWS = limit  # pyright: ignore[reportPrivateUsage]
             dense._narrow_tile = lambda num_rows: tile  # pyright: ignore[reportPrivateUsage]
-            dense._wide_tile = lambda num_rows, num_outputs, *, is_sum: tile  # pyright: ignore[reportPrivateUsage]
+            dense._wide_tile = partial(_always, tile)  # pyright: ignore[reportPrivateUsage]
 
         tuner.best(f"{kind} qkv  {num_rows}", tiles, choose, lambda i: dense.linear(hidden_TD, qkv[i]))
         tuner.best(
@@ -162,7 +163,7 @@ def _tune_attention(tuner: _Tuner) -> None:
     ]
 
     def choose(tiles: Any) -> None:
-        attention_prefill._tiles = lambda dtype, group_rows, max_query_len: tiles  # pyright: ignore[reportPrivateUsage]
+        attention_prefill._tiles = partial(_always, tiles)  # pyright: ignore[reportPrivateUsage]
 
     tuner.best(
         "attention 2 x 4096", choices, choose,
@@ -170,6 +171,10 @@ def _tune_attention(tuner: _Tuner) -> None:
             q_THC, keys, values, tables_BM, bounds_B1, lens_B, num_tokens
         ),
     )  # fmt: skip
+
+
+def _always(choice: Any, *_: object, **__: object) -> Any:
+    return choice
 
 
 def _random(*shape: int) -> Tensor:
