@@ -83,7 +83,14 @@ class StepAttention(Protocol):
 
 
 class Ops(Protocol):
-    """All arithmetic of a forward pass. Results are new tensors; weights are never changed."""
+    """All arithmetic of a forward pass. Results are new tensors; weights are never changed.
+
+    Attributes:
+        is_capturable: Whether a step can become a CUDA graph: its launches follow from the step's shape
+            alone, and none waits for the host.
+    """
+
+    is_capturable: bool
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """Look the tokens up, [T, D]."""

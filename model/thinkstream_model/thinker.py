@@ -48,6 +48,11 @@ class Thinker:
         return self.weights.embedding_VD.device
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether its steps can become CUDA graphs."""
+        return self.device.type == "cuda" and self._ops.is_capturable
+
+    @property
     def dtype(self) -> torch.dtype:
         """Kind of the weights, the activations and the cache."""
         return self.weights.embedding_VD.dtype

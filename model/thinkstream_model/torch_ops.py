@@ -50,6 +50,8 @@ class TorchOps:
             to this class, so there it is off unless asked for, and experts go through grouped matmuls.
     """
 
+    is_capturable = False  # attention is planned on the host
+
     def __init__(self, config: ThinkerConfig, device: torch.device, *, exact: bool | None = None) -> None:
         self._config = config
         self._exact = device.type == "cpu" if exact is None else exact

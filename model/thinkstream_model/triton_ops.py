@@ -48,6 +48,8 @@ class TritonOps:
             otherwise, so that a token may depend on how many others shared its step.
     """
 
+    is_capturable = True
+
     def __init__(
         self, config: ThinkerConfig, device: torch.device, *, fast_small_batch: bool = False
     ) -> None:

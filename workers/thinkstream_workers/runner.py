@@ -76,7 +76,7 @@ class ModelRunner:
         self._num_valid_ids = num_valid_ids
         self._newest_ids_S = torch.zeros(bucket_rows(max_num_seqs), dtype=torch.int64, device=thinker.device)
         self._graphs: DecodeGraphs | None = None
-        if thinker.device.type == "cuda":
+        if thinker.is_capturable:
             self._graphs = DecodeGraphs(self._decode, device=thinker.device, block_size=kv.block_size)
 
     @torch.inference_mode()

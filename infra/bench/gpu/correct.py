@@ -44,7 +44,7 @@ def main() -> None:
     """Print one line of JSON per comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=512)
     args = parser.parse_args()
     config = released_config(args.layers)
     weights = random_thinker(config, device="cuda", dtype=torch.bfloat16).weights

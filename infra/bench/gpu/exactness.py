@@ -39,7 +39,7 @@ def main() -> None:
         "exact": (ops_for(config, device), args.tokens),
         "fast": (ops_for(config, device, fast_small_batch=True), args.tokens),
         # Plain torch takes a tenth of a second per step.
-        "plain torch": (TorchOps(config, device, exact=False), args.tokens // 4),
+        "plain torch": (TorchOps(config, device, exact=False), args.tokens // 8),
     }
     for name, (ops, num_tokens) in paths.items():
         engine_config = EngineConfig(slots=args.jobs, step_tokens=2_048, max_context=1_024, num_blocks=4_096)

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256, help="keys of each row")
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--fast-small-batch", action="store_true")
+    parser.add_argument("--prefill", type=int, default=0, help="profile prompts of so many tokens instead")
     parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
     args = parser.parse_args()
     bytes_per_s = read_bandwidth()
@@ -53,6 +54,10 @@ def main() -> None:
     kv = KVCache.allocate(
         thinker.config, num_blocks=max_blocks, block_size=_BLOCK_SIZE, dtype=thinker.dtype, device=device
     )
+    if args.prefill:
+        for batch in batches:
+            _list_kernels(_prefill(thinker, batch, args.prefill))
+        return
     for batch in batches:
         step = _step(thinker, kv, batch, args.context)
         graph = _captured(step)
@@ -69,7 +74,7 @@ def main() -> None:
             flush=True,
         )
         if args.kernels:
-            _list_kernels(graph)
+            _list_kernels(graph.replay)
 
 
 def _step(thinker: Thinker, kv: KVCache, batch: int, context: int) -> Callable[[], None]:
@@ -134,9 +139,39 @@ def _time_ms(graph: torch.cuda.CUDAGraph) -> float:
     return statistics.median(times_ms[3:])
 
 
-def _list_kernels(graph: torch.cuda.CUDAGraph) -> None:
+def _prefill(thinker: Thinker, num_prompts: int, num_tokens: int) -> Callable[[], None]:
+    """A step of whole prompts, which has run once."""
+    device = thinker.device
+    kv = KVCache.allocate(
+        thinker.config,
+        num_blocks=num_prompts * -(-num_tokens // _BLOCK_SIZE),
+        block_size=_BLOCK_SIZE,
+        dtype=thinker.dtype,
+        device=device,
+    )
+    slots_T = torch.arange(num_prompts * num_tokens, device=device)
+    inputs = StepInputs(
+        input_ids_T=torch.randint(0, thinker.config.vocab_size, slots_T.shape, device=device),
+        positions_T=slots_T % num_tokens,
+        slot_mapping_T=slots_T,
+        cu_seqlens_q_B1=torch.arange(num_prompts + 1, dtype=torch.int32, device=device) * num_tokens,
+        context_lens_B=torch.full((num_prompts,), num_tokens, dtype=torch.int32, device=device),
+        block_tables_BM=torch.arange(kv.num_blocks, dtype=torch.int32, device=device).view(num_prompts, -1),
+        output_rows_S=torch.arange(1, num_prompts + 1, device=device) * num_tokens - 1,
+        query_lens=(num_tokens,) * num_prompts,
+        context_lens=(num_tokens,) * num_prompts,
+    )
+
+    def step() -> None:
+        thinker.forward(inputs, kv)
+
+    step()
+    return step
+
+
+def _list_kernels(step: Callable[[], None]) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        graph.replay()
+        step()
         torch.cuda.synchronize()
     times_us: dict[str, list[float]] = collections.defaultdict(list)
     for event in cast("list[Any]", profiled.events()):
