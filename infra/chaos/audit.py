@@ -1,6 +1,7 @@
 """Compares what each reader received with what Redis holds and with what nobody disturbed.
 
-Counts tokens for what was lost, doubled, reordered or changed, and jobs for what was stuck. Knows no process.
+Counts tokens for what was lost, doubled, reordered, changed or came after a cancel had returned, and jobs for
+what was stuck. Knows no process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .plan import JobPlan
 from .undisturbed import Undisturbed
 
 DONE = ("stop", "length")
-WRONGS = ("lost", "doubled", "reordered", "changed", "stuck")
+WRONGS = ("lost", "doubled", "reordered", "changed", "late", "stuck")
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Received:
         reason: How it ended; empty if it has not.
         num_named: Tokens that the end names.
         cancelled: What `cancel` said; empty if it was not called or did not return.
+        num_at_cancel: Tokens that Redis held when it returned; -1 if that is not known.
         num_forks: How often Redis went back under the reader's eyes.
         wrong: What is wrong with the order, in tokens.
     """
@@ -50,6 +52,7 @@ class Received:
     reason: str = ""
     num_named: int = 0
     cancelled: str = ""
+    num_at_cancel: int = -1
     num_forks: int = 0
     wrong: Counter[str] = field(default_factory=Counter[str])
     _tail: tuple[int, str] = (-1, "")
@@ -65,7 +68,7 @@ class Received:
                 self.crcs.clear()
                 self.text, self._tail = "", (-1, "")
             case "cancel":
-                self.cancelled = record.reason
+                self.cancelled, self.num_at_cancel = record.reason, record.index
             case "end":
                 self.reason, self.num_named = record.reason, record.index
             case _:
@@ -157,6 +160,8 @@ def judge(plan: JobPlan, got: Received, kept: Kept, undisturbed: Undisturbed) ->
     wrong["changed"] += _num_different(got.ids, kept.ids) + _num_different(got.ids, undisturbed.ids)
     wrong["changed"] += sum(kept.crcs.get(index, crc) != crc for index, crc in got.crcs.items())
     wrong["changed"] += got.reason != kept.reason
+    if kept.reason == "cancelled" and got.num_at_cancel >= 0:
+        wrong["late"] += max(0, len(kept.ids) - got.num_at_cancel)
     if got.reason in DONE:
         wrong["lost"] += max(0, len(undisturbed.ids) - len(got.ids))
         wrong["changed"] += (got.text, got.reason) != (undisturbed.text, undisturbed.reason)

@@ -168,7 +168,12 @@ class Reader:
             if plan.cancel_after is not None and at.index >= plan.cancel_after and not is_cancelled:
                 status = await job.cancel()
                 is_cancelled = True
-                self._journal.write(Record(kind="cancel", job=plan.number, reason=status.value))
+                # What stands there now is all that may ever stand there.
+                finish = (await job.history()).finish
+                num_tokens = finish.num_tokens if finish is not None else -1
+                self._journal.write(
+                    Record(kind="cancel", job=plan.number, index=num_tokens, reason=status.value)
+                )
         assert stream.finish is not None
         return stream.finish.reason.value
 

@@ -101,11 +101,13 @@ def test_what_redis_may_hold(entries: list[RawEntry], wrong: str) -> None:
 def test_a_cancelled_job_is_a_beginning_of_the_whole() -> None:
     asked = plan(cancel_after=2)
     kept = read_kept(JOB, stream(IDS[:2], FinishReason.CANCELLED))
-    cancelled = Record(kind="cancel", reason="cancelled")
+    cancelled = Record(kind="cancel", index=2, reason="cancelled")
     assert not judge(asked, received(chunk(2, 5, 6), cancelled, end(2, "cancelled")), kept, UNDISTURBED)
     # What comes after `cancel` has returned is more than the stream's end may name.
     late = received(chunk(2, 5, 6), cancelled, chunk(3, 7), end(3, "cancelled"))
     assert judge(asked, late, kept, UNDISTURBED)["doubled"] == 1
+    longer = read_kept(JOB, stream(IDS[:3], FinishReason.CANCELLED))
+    assert judge(asked, late, longer, UNDISTURBED)["late"] == 1
 
 
 def test_after_a_fork_only_what_was_read_again_counts() -> None:
