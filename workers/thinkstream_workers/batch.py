@@ -98,9 +98,9 @@ class Batch:
         return any(sequence.has_penalties for sequence in self.sampled)
 
     @property
-    def is_plain_decode(self) -> bool:
-        """Whether each sequence computes one token, and nobody asks for more of the sampler than the next."""
-        return len(self.sampled) == sum(self.query_lens) and not any(
+    def is_plain(self) -> bool:
+        """Whether each sequence gets a token, and none asks for more of the sampler than the next one."""
+        return len(self.sampled) == len(self.sequences) and not any(
             sequence.has_extras or sequence.num_logprobs for sequence in self.sampled
         )
 

@@ -10,22 +10,20 @@ T tokens of the step, S sequences that get a token, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from thinkstream_client.records import TokenLogprobs
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.sampler import Sampled, SamplingExtras, SamplingInputs
 from thinkstream_model.thinker import Thinker
 
 from .batch import Batch, SampledTokens
-from .decode_graphs import Bucket, DecodeGraphs, bucket_rows
 from .packing import pack, unpack
-from .sequence import Sequence
+from .readback import listed, logprobs_of, to_host
 from .step_arrays import Array, extras_arrays, input_arrays, sampling_arrays
+from .step_graphs import MAX_PROMPT_TOKENS, Bucket, StepGraphs, bucket_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +73,9 @@ class ModelRunner:
         self._kv = kv
         self._num_valid_ids = num_valid_ids
         self._newest_ids_S = torch.zeros(bucket_rows(max_num_seqs), dtype=torch.int64, device=thinker.device)
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         if thinker.is_capturable:
-            self._graphs = DecodeGraphs(self._decode, device=thinker.device, block_size=kv.block_size)
+            self._graphs = StepGraphs(self._step, device=thinker.device, block_size=kv.block_size)
 
     @torch.inference_mode()
     def launch(self, batch: Batch, before: InFlight | None = None) -> InFlight:
@@ -90,7 +88,7 @@ class ModelRunner:
         Raises:
             ValueError: A token id has no row in the embedding. On a GPU it would end the process.
         """
-        if self._graphs is not None and batch.is_plain_decode:
+        if self._graphs is not None and _has_graph(batch):
             sampled: Sampled | None = self._replay(self._graphs, batch, before)
         else:
             step = self.prepare(batch, before)  # host -> device, one copy
@@ -100,7 +98,7 @@ class ModelRunner:
             sampled = self.sample(logits_SV, step)
             if sampled is not None:
                 self._newest_ids_S[: len(batch.sampled)].copy_(sampled.token_ids_B)
-        on_host = None if sampled is None else _to_host(sampled)  # device -> host, not waited for
+        on_host = None if sampled is None else to_host(sampled)  # device -> host, not waited for
         return InFlight(batch=batch, on_host=on_host, is_there=self._record())
 
     def collect(self, step: InFlight) -> SampledTokens:
@@ -109,10 +107,10 @@ class ModelRunner:
             step.is_there.synchronize()
         if step.on_host is None:
             return SampledTokens([])
-        token_ids = _listed(step.on_host.token_ids_B)
+        token_ids = listed(step.on_host.token_ids_B)
         if step.on_host.logprob_B is None:
             return SampledTokens(token_ids)
-        return SampledTokens(token_ids, _logprobs(step.on_host, step.batch.sampled))
+        return SampledTokens(token_ids, logprobs_of(step.on_host, step.batch.sampled))
 
     def prepare(self, batch: Batch, before: InFlight | None = None) -> Step:
         """Lays out a batch and sends it to the device in one copy.
@@ -147,21 +145,29 @@ class ModelRunner:
             return None
         return self._thinker.sample(logits_SV, step.sampling, num_valid_ids=self._num_valid_ids)
 
-    def _replay(self, graphs: DecodeGraphs, batch: Batch, before: InFlight | None) -> Sampled:
-        """Does a decode step, as one launch where its graph is there."""
+    def _replay(self, graphs: StepGraphs, batch: Batch, before: InFlight | None) -> Sampled:
+        """Does a step as one launch, where its graph is there."""
         arrays = input_arrays(batch, self._kv.block_size)
         self._check_ids(arrays["input_ids_T"], before)
-        del arrays["cu_seqlens_q_B1"]  # each row has one token
         sampling = sampling_arrays(batch)
-        sampled_B = graphs.run(
-            arrays | sampling, max_context=max(batch.context_lens), is_filtered=_is_filtered(sampling)
+        bucket = Bucket.of(
+            sum(batch.query_lens),
+            len(batch.sequences),
+            max(batch.context_lens),
+            is_filtered=_is_filtered(sampling),
         )
+        if bucket.num_tokens == bucket.num_sequences:
+            del arrays["cu_seqlens_q_B1"]  # each sequence has one token
+        sampled_B = graphs.run(arrays | sampling, bucket)
         return Sampled(token_ids_B=sampled_B[: len(batch.sampled)])
 
-    def _decode(self, tensors: dict[str, Tensor], bucket: Bucket) -> Tensor:
-        """A decode step from the newest ids to the next ones, in launches that never wait for the host."""
+    def _step(self, tensors: dict[str, Tensor], bucket: Bucket) -> Tensor:
+        """A step from the newest ids to the next ones, in launches that never wait for the host."""
         fill_pending(tensors["input_ids_T"], self._newest_ids_S)
-        num_rows = bucket.num_rows
+        num_sequences = bucket.num_sequences
+        cu_seqlens_q_B1 = tensors.get("cu_seqlens_q_B1")
+        if cu_seqlens_q_B1 is None:
+            cu_seqlens_q_B1 = torch.arange(num_sequences + 1, dtype=torch.int32, device=self._thinker.device)
         inputs = StepInputs(
             input_ids_T=tensors["input_ids_T"],
             positions_T=tensors["positions_T"],
@@ -169,9 +175,9 @@ class ModelRunner:
             context_lens_B=tensors["context_lens_B"],
             block_tables_BM=tensors["block_tables_BM"],
             output_rows_S=tensors["output_rows_S"],
-            cu_seqlens_q_B1=torch.arange(num_rows + 1, dtype=torch.int32, device=self._thinker.device),
-            query_lens=(1,) * num_rows,
-            context_lens=(bucket.max_context,) * num_rows,
+            cu_seqlens_q_B1=cu_seqlens_q_B1,
+            query_lens=(bucket.num_tokens // num_sequences,) * num_sequences,
+            context_lens=(bucket.max_context,) * num_sequences,
         )
         sampling = SamplingInputs(
             temperature_B=tensors["temperature_B"],
@@ -184,7 +190,7 @@ class ModelRunner:
         )
         logits_BV = self._thinker.forward(inputs, self._kv)
         sampled = self._thinker.sample(logits_BV, sampling, num_valid_ids=self._num_valid_ids)
-        self._newest_ids_S[:num_rows].copy_(sampled.token_ids_B)
+        self._newest_ids_S[:num_sequences].copy_(sampled.token_ids_B)
         return sampled.token_ids_B
 
     def is_fatal(self, error: Exception) -> bool:
@@ -243,6 +249,15 @@ def _sampling_inputs(
     )
 
 
+def _has_graph(batch: Batch) -> bool:
+    """Whether a step is of a kind that has graphs: decodes, or the whole of one short prompt."""
+    if not batch.is_plain:
+        return False
+    if len(batch.sequences) == 1:
+        return batch.query_lens[0] <= MAX_PROMPT_TOKENS
+    return sum(batch.query_lens) == len(batch.sequences)
+
+
 def _is_filtered(arrays: dict[str, Array]) -> bool:
     """Whether any row has top-k, top-p or min-p."""
     return bool(arrays["top_k_B"].any() or arrays["min_p_B"].any() or (arrays["top_p_B"] < 1.0).any())
@@ -251,46 +266,3 @@ def _is_filtered(arrays: dict[str, Array]) -> bool:
 def _send(arrays: dict[str, Array], device: torch.device) -> dict[str, Tensor]:
     packed = pack(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
     return unpack(packed, arrays)
-
-
-def _to_host(sampled: Sampled) -> Sampled:
-    """Copies that are under way to pinned memory, which ``to`` takes for those that do not wait.
-
-    Where the device is the host they are the tensors themselves.
-    """
-
-    def copied(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to("cpu", non_blocking=True)
-
-    return Sampled(
-        token_ids_B=sampled.token_ids_B.to("cpu", non_blocking=True),
-        logprob_B=copied(sampled.logprob_B),
-        top_ids_BK=copied(sampled.top_ids_BK),
-        top_logprobs_BK=copied(sampled.top_logprobs_BK),
-    )
-
-
-def _listed(tensor: Tensor) -> list[Any]:
-    return tensor.tolist()  # pyright: ignore[reportUnknownVariableType]
-
-
-def _logprobs(sampled: Sampled, sequences: tuple[Sequence, ...]) -> list[TokenLogprobs | None]:
-    assert sampled.logprob_B is not None
-    assert sampled.top_ids_BK is not None
-    assert sampled.top_logprobs_BK is not None
-    rows = zip(
-        sequences,
-        _listed(sampled.logprob_B),
-        _listed(sampled.top_ids_BK),
-        _listed(sampled.top_logprobs_BK),
-        strict=True,
-    )
-    result: list[TokenLogprobs | None] = []
-    for sequence, logprob, top_ids, top_logprobs in rows:
-        num_top = sequence.num_logprobs - 1
-        if num_top < 0:
-            result.append(None)
-        else:
-            top = tuple(zip(top_ids[:num_top], top_logprobs[:num_top], strict=True))
-            result.append(TokenLogprobs(logprob, top))
-    return result

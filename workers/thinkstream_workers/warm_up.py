@@ -13,6 +13,7 @@ from .engine import Engine
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey, SequenceEnd, Submit
 from .sampling import ResolvedSampling
+from .step_graphs import MAX_PROMPT_TOKENS, prompt_buckets
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ class WarmUp:
         for num_rows in _doubling(1, num_seqs):
             self._do(*[(0, 1)] * num_rows, max_tokens=4)
         longest = min(step_tokens, self._engine.max_context - 1)
-        for num_tokens in _doubling(16, longest):
-            self._do((num_tokens % 16,) * num_tokens, max_tokens=1)
+        short = [num_tokens for num_tokens in prompt_buckets() if num_tokens <= longest]
+        # The first time compiles, the second captures; no prompt begins as another does.
+        prompts = [*short, *short, *_doubling(MAX_PROMPT_TOKENS, max(longest, MAX_PROMPT_TOKENS))]
+        for number, num_tokens in enumerate(prompts):
+            self._do((number,) * min(num_tokens, longest), max_tokens=1)
 
     def size_step(self, lease_ms: int, *, num_seqs: int, usual_tokens: int) -> None:
         """Limits the tokens of a step to what takes a quarter of the lease, by the time of a short one.

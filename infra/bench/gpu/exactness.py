@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--jobs", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--paths", default="exact,fast,plain torch", help="by commas")
     args = parser.parse_args()
     config = released_config(args.layers)
     weights = random_thinker(config, device="cuda", dtype=torch.bfloat16).weights
@@ -41,7 +42,8 @@ def main() -> None:
         # Plain torch takes a tenth of a second per step.
         "plain torch": (TorchOps(config, device, exact=False), args.tokens // 8),
     }
-    for name, (ops, num_tokens) in paths.items():
+    for name in args.paths.split(","):
+        ops, num_tokens = paths[name]
         engine_config = EngineConfig(slots=args.jobs, step_tokens=2_048, max_context=1_024, num_blocks=4_096)
         with EngineBench(Thinker(weights, ops), engine_config) as bench:
             print(json.dumps({"path": name, **_differing(bench, args.jobs, num_tokens)}), flush=True)

@@ -1,0 +1,62 @@
+"""What a step sampled, on its way from the device to the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from thinkstream_client.records import TokenLogprobs
+from thinkstream_model.sampler import Sampled
+
+from .sequence import Sequence
+
+
+def to_host(sampled: Sampled) -> Sampled:
+    """Copies that are under way to pinned memory, which ``to`` takes for those that do not wait.
+
+    Where the device is the host they are the tensors themselves.
+    """
+
+    def copied(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to("cpu", non_blocking=True)
+
+    return Sampled(
+        token_ids_B=sampled.token_ids_B.to("cpu", non_blocking=True),
+        logprob_B=copied(sampled.logprob_B),
+        top_ids_BK=copied(sampled.top_ids_BK),
+        top_logprobs_BK=copied(sampled.top_logprobs_BK),
+    )
+
+
+def listed(tensor: Tensor) -> list[Any]:
+    """Its numbers; the tensor is on the host."""
+    return tensor.tolist()  # pyright: ignore[reportUnknownVariableType]
+
+
+def logprobs_of(sampled: Sampled, sequences: tuple[Sequence, ...]) -> list[TokenLogprobs | None]:
+    """Log-probabilities of each sequence's token, for those that asked for them.
+
+    Args:
+        sampled: With log-probabilities, on the host.
+        sequences: Whose, one per row.
+    """
+    assert sampled.logprob_B is not None
+    assert sampled.top_ids_BK is not None
+    assert sampled.top_logprobs_BK is not None
+    rows = zip(
+        sequences,
+        listed(sampled.logprob_B),
+        listed(sampled.top_ids_BK),
+        listed(sampled.top_logprobs_BK),
+        strict=True,
+    )
+    result: list[TokenLogprobs | None] = []
+    for sequence, logprob, top_ids, top_logprobs in rows:
+        num_top = sequence.num_logprobs - 1
+        if num_top < 0:
+            result.append(None)
+        else:
+            top = tuple(zip(top_ids[:num_top], top_logprobs[:num_top], strict=True))
+            result.append(TokenLogprobs(logprob, top))
+    return result
