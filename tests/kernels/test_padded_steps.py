@@ -53,7 +53,8 @@ def _padded_ids(runner: ModelRunner, batch: Batch, bucket: Bucket, device: torch
     padded = padded_arrays(arrays, bucket, BLOCK_SIZE)
     tensors = unpack(pack(padded, pinned=False).to(device), padded)
     sampled_B = runner._step(tensors, bucket)  # pyright: ignore[reportPrivateUsage]
-    return sampled_B[: len(batch.sampled)].tolist()
+    token_ids: list[int] = sampled_B[: len(batch.sampled)].tolist()  # pyright: ignore[reportUnknownVariableType]
+    return token_ids
 
 
 @pytest.mark.parametrize("length", [1, 20, 64])
@@ -62,7 +63,12 @@ def test_a_prompt(device: torch.device, length: int) -> None:
     sequences = _sequences([length])
     batch = Batch.of(sequences, [length])
     alone = runner.collect(runner.launch(batch)).token_ids
+    caches = (*runner.kv.keys_NSHC, *runner.kv.values_NSHC)
+    expected = [cache_NSHC.clone() for cache_NSHC in caches]
     assert _padded_ids(runner, batch, Bucket(64, 1, 256, True), device) == alone
+    for cache_NSHC, expected_NSHC in zip(caches, expected, strict=True):
+        # What pads must not write over the last token, which sees other keys than it does.
+        assert (cache_NSHC - expected_NSHC).abs().max() < 1e-5
 
 
 def test_decodes(device: torch.device) -> None:

@@ -80,7 +80,13 @@ def build_engine(
     )  # fmt: skip
     return Engine(
         batcher=batcher,
-        runner=ModelRunner(thinker, kv, num_valid_ids=num_valid_ids, max_num_seqs=config.slots),
+        runner=ModelRunner(
+            thinker,
+            kv,
+            num_valid_ids=num_valid_ids,
+            max_num_seqs=config.slots,
+            prompt_graphs=config.prompt_graphs,
+        ),
         inbox=inbox,
         outbox=outbox,
         announce=announce,

@@ -63,15 +63,25 @@ class ModelRunner:
 
     Args:
         thinker: The model.
-        kv: Its cache; block ids of the sequences count its blocks.
+        kv: Its cache, an attribute too; block ids of the sequences count its blocks.
         num_valid_ids: Vocabulary ids that the tokenizer knows, from 0; no other is ever sampled.
         max_num_seqs: Sequences of one step at most.
+        prompt_graphs: See ``EngineConfig``.
     """
 
-    def __init__(self, thinker: Thinker, kv: KVCache, *, num_valid_ids: int, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        thinker: Thinker,
+        kv: KVCache,
+        *,
+        num_valid_ids: int,
+        max_num_seqs: int,
+        prompt_graphs: bool = False,
+    ) -> None:
         self._thinker = thinker
-        self._kv = kv
+        self.kv = kv
         self._num_valid_ids = num_valid_ids
+        self._max_prompt_tokens = MAX_PROMPT_TOKENS if prompt_graphs else 1
         self._newest_ids_S = torch.zeros(bucket_rows(max_num_seqs), dtype=torch.int64, device=thinker.device)
         self._graphs: StepGraphs | None = None
         if thinker.is_capturable:
@@ -88,7 +98,7 @@ class ModelRunner:
         Raises:
             ValueError: A token id has no row in the embedding. On a GPU it would end the process.
         """
-        if self._graphs is not None and _has_graph(batch):
+        if self._graphs is not None and _has_graph(batch, self._max_prompt_tokens):
             sampled: Sampled | None = self._replay(self._graphs, batch, before)
         else:
             step = self.prepare(batch, before)  # host -> device, one copy
@@ -119,7 +129,7 @@ class ModelRunner:
             batch: The step.
             before: The step launched last, where placeholders may stand for its tokens.
         """
-        inputs = input_arrays(batch, self._kv.block_size)
+        inputs = input_arrays(batch, self.kv.block_size)
         lowest_id = self._check_ids(inputs["input_ids_T"], before)
         sampling = sampling_arrays(batch) if batch.sampled else {}
         has_extras = any(sequence.has_extras for sequence in batch.sampled)
@@ -137,7 +147,7 @@ class ModelRunner:
 
     def forward(self, step: Step) -> Tensor:
         """Computes a step: float32 logits [S, V] of the sequences that get a token."""
-        return self._thinker.forward(step.inputs, self._kv)
+        return self._thinker.forward(step.inputs, self.kv)
 
     def sample(self, logits_SV: Tensor, step: Step) -> Sampled | None:
         """Chooses the tokens, which stay on the device."""
@@ -147,7 +157,7 @@ class ModelRunner:
 
     def _replay(self, graphs: StepGraphs, batch: Batch, before: InFlight | None) -> Sampled:
         """Does a step as one launch, where its graph is there."""
-        arrays = input_arrays(batch, self._kv.block_size)
+        arrays = input_arrays(batch, self.kv.block_size)
         self._check_ids(arrays["input_ids_T"], before)
         sampling = sampling_arrays(batch)
         bucket = Bucket.of(
@@ -188,7 +198,7 @@ class ModelRunner:
             index_B=tensors["index_B"],
             unfiltered=not bucket.is_filtered,
         )
-        logits_BV = self._thinker.forward(inputs, self._kv)
+        logits_BV = self._thinker.forward(inputs, self.kv)
         sampled = self._thinker.sample(logits_BV, sampling, num_valid_ids=self._num_valid_ids)
         self._newest_ids_S[:num_sequences].copy_(sampled.token_ids_B)
         return sampled.token_ids_B
@@ -249,12 +259,12 @@ def _sampling_inputs(
     )
 
 
-def _has_graph(batch: Batch) -> bool:
+def _has_graph(batch: Batch, max_prompt_tokens: int) -> bool:
     """Whether a step is of a kind that has graphs: decodes, or the whole of one short prompt."""
     if not batch.is_plain:
         return False
     if len(batch.sequences) == 1:
-        return batch.query_lens[0] <= MAX_PROMPT_TOKENS
+        return batch.query_lens[0] <= max_prompt_tokens
     return sum(batch.query_lens) == len(batch.sequences)
 
 

@@ -144,10 +144,13 @@ class StepGraphs:
 def padded_arrays(arrays: Mapping[str, Array], bucket: Bucket, block_size: int) -> dict[str, Array]:
     """Brings a step's arrays to the size of its bucket.
 
-    What pads repeats the step's last token: it asks for no other expert or key, so it costs next to nothing,
-    and it writes what that token writes, to the same place.
+    What pads repeats the step's last token: it asks for no other expert or key, so it costs next to nothing.
+    In a decode it also writes what that token writes, to the same place. Behind a prompt it belongs to no
+    sequence and sees no key, so what it would write is something else, and it writes nothing.
     """
     padded = {name: _repeat_last(array, _length(name, bucket, len(array))) for name, array in arrays.items()}
+    if bucket.num_tokens > bucket.num_sequences:
+        padded["slot_mapping_T"][len(arrays["slot_mapping_T"]) :] = -1
     tables_BM = padded["block_tables_BM"]
     padded["block_tables_BM"] = np.zeros(
         (bucket.num_sequences, bucket.max_context // block_size), dtype=tables_BM.dtype

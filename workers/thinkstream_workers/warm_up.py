@@ -68,9 +68,8 @@ class WarmUp:
         for num_rows in _doubling(1, num_seqs):
             self._do(*[(0, 1)] * num_rows, max_tokens=4)
         longest = min(step_tokens, self._engine.max_context - 1)
-        short = [num_tokens for num_tokens in prompt_buckets() if num_tokens <= longest]
-        # The first time compiles, the second captures; no prompt begins as another does.
-        prompts = [*short, *short, *_doubling(MAX_PROMPT_TOKENS, max(longest, MAX_PROMPT_TOKENS))]
+        # What is captured is so the second time; no prompt begins as another does.
+        prompts = [*prompt_buckets(), *prompt_buckets(), *_doubling(MAX_PROMPT_TOKENS, longest)]
         for number, num_tokens in enumerate(prompts):
             self._do((number,) * min(num_tokens, longest), max_tokens=1)
 

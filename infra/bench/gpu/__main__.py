@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256", help="jobs at one time, by commas")
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--fast-small-batch", action="store_true", help="the kernels that are not exact")
+    parser.add_argument("--prompt-graphs", action="store_true", help="replay short prompts as graphs")
     parser.add_argument("--step-tokens", type=int, default=8_192)
     parser.add_argument("--prefill", action="store_true", help="16 prompts of 4,096 tokens")
     parser.add_argument("--offline", action="store_true", help="512 jobs, 512 tokens in, 256 out")
@@ -50,7 +51,12 @@ def main() -> None:
     ops = ops_for(weights.config, device, fast_small_batch=args.fast_small_batch)
     counting = CountingExchange(ops, weights.config.num_experts)
     thinker = Thinker(weights, ops, counting)
-    config = EngineConfig(slots=256, step_tokens=args.step_tokens, max_context=8_192)
+    config = EngineConfig(
+        slots=256,
+        step_tokens=args.step_tokens,
+        max_context=8_192,
+        prompt_graphs=args.prompt_graphs,
+    )
     with EngineBench(thinker, config) as bench:
         bench.run(1, 16, 4)
         load = bench.engine.load

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--jobs", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompt-graphs", action="store_true", help="replay short prompts as graphs")
     parser.add_argument("--paths", default="exact,fast,plain torch", help="by commas")
     args = parser.parse_args()
     config = released_config(args.layers)
@@ -44,7 +45,13 @@ def main() -> None:
     }
     for name in args.paths.split(","):
         ops, num_tokens = paths[name]
-        engine_config = EngineConfig(slots=args.jobs, step_tokens=2_048, max_context=1_024, num_blocks=4_096)
+        engine_config = EngineConfig(
+            slots=args.jobs,
+            step_tokens=2_048,
+            max_context=1_024,
+            num_blocks=4_096,
+            prompt_graphs=args.prompt_graphs,
+        )
         with EngineBench(Thinker(weights, ops), engine_config) as bench:
             print(json.dumps({"path": name, **_differing(bench, args.jobs, num_tokens)}), flush=True)
 
