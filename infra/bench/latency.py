@@ -20,7 +20,7 @@ from thinkstream_scheduler.embedded import EmbeddedServer
 
 from .free_replica import free_replica
 
-TOKENS_PER_STREAM = 100
+TOKENS_PER_STREAM = 300
 STEP_S = 0.1
 """Ten tokens per second and stream: what a large model gives a reader of a full batch."""
 NUM_WARM_UP = 10
