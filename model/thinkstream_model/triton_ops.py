@@ -32,7 +32,7 @@ from .sampler import Sampled, SamplingInputs, apply_extras, logprobs_of
 from .swiglu import silu_and_multiply
 
 MAX_DECODE_ROWS = 4_096
-"""Sequences that one step decodes at most."""
+"""Up to so many, the last of a row's programs merges what the others found; beyond, one more kernel does."""
 
 _MAX_PADDED_TOKENS = 1_024
 """Longer steps are never padded."""
@@ -203,7 +203,8 @@ class TritonAttention:
         if n:
             decode_attention(
                 q_THC[:n], keys_NSHC, values_NSHC, inputs.block_tables_BM[:n], inputs.context_lens_B[:n],
-                max_context=self._max_context, arrivals_X=self._arrivals_X, out_BQ=out_TQ[:n],
+                max_context=self._max_context, out_BQ=out_TQ[:n],
+                arrivals_X=self._arrivals_X if n <= MAX_DECODE_ROWS else None,
             )  # fmt: skip
         if self._max_query_len:
             prefill_attention(

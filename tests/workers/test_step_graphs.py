@@ -42,6 +42,7 @@ def test_padding_repeats_the_last_token_of_a_decode() -> None:
 def test_padding_leaves_a_prompt_its_length() -> None:
     arrays = {
         "input_ids_T": np.array([5, 6, 7]),
+        "slot_mapping_T": np.array([48, 49, 50]),
         "cu_seqlens_q_B1": np.array([0, 3], dtype=np.int32),
         "context_lens_B": np.array([3], dtype=np.int32),
         "block_tables_BM": np.array([[3]], dtype=np.int32),
@@ -49,5 +50,6 @@ def test_padding_leaves_a_prompt_its_length() -> None:
     }
     padded = padded_arrays(arrays, Bucket(6, 1, 256, False), block_size=64)
     assert padded["input_ids_T"].tolist() == [5, 6, 7, 7, 7, 7]
+    assert padded["slot_mapping_T"].tolist() == [48, 49, 50, -1, -1, -1]
     assert padded["cu_seqlens_q_B1"].tolist() == [0, 3]
     assert padded["output_rows_S"].tolist() == [2]

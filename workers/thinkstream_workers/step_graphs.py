@@ -153,7 +153,7 @@ def padded_arrays(arrays: Mapping[str, Array], bucket: Bucket, block_size: int) 
         padded["slot_mapping_T"][len(arrays["slot_mapping_T"]) :] = -1
     tables_BM = padded["block_tables_BM"]
     padded["block_tables_BM"] = np.zeros(
-        (bucket.num_sequences, bucket.max_context // block_size), dtype=tables_BM.dtype
+        (bucket.num_sequences, -(-bucket.max_context // block_size)), dtype=tables_BM.dtype
     )
     padded["block_tables_BM"][:, : tables_BM.shape[1]] = tables_BM
     return padded

@@ -105,7 +105,8 @@ class WarmUp:
             )
 
     def _do(self, *prompts: tuple[int, ...], max_tokens: int) -> None:
-        sampling = ResolvedSampling(max_tokens=max_tokens, temperature=0.0)
+        # As most jobs want it: filtered, which takes kernels of its own.
+        sampling = ResolvedSampling(max_tokens=max_tokens, temperature=0.6, top_k=20, top_p=0.95)
         for number, prompt_ids in enumerate(prompts):
             self._inbox.put(Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids, sampling=sampling))
         ends: list[SequenceEnd] = []
