@@ -243,6 +243,10 @@ def test_refuses_an_id_without_an_embedding(runner: ModelRunner, blocks: BlockMa
 def test_only_a_failed_device_is_fatal(runner: ModelRunner) -> None:
     assert runner.is_fatal(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
     assert runner.is_fatal(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert runner.is_fatal(RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
+    assert runner.is_fatal(RuntimeError("Triton Error [HIP]: unspecified launch failure"))
     assert not runner.is_fatal(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not runner.is_fatal(torch.AcceleratorError("CUDA error: out of memory"))
+    assert not runner.is_fatal(RuntimeError("Triton Error [CUDA]: out of memory"))
     assert not runner.is_fatal(RuntimeError("shape mismatch"))
     assert not runner.is_fatal(ValueError("CUDA error"))

@@ -20,6 +20,7 @@ from thinkstream_model.sampler import Sampled, SamplingExtras, SamplingInputs
 from thinkstream_model.thinker import Thinker
 
 from .batch import Batch, SampledTokens
+from .device_errors import is_fatal
 from .packing import pack, unpack
 from .readback import listed, logprobs_of, to_host
 from .step_arrays import Array, extras_arrays, input_arrays, sampling_arrays
@@ -204,14 +205,8 @@ class ModelRunner:
         return sampled.token_ids_B
 
     def is_fatal(self, error: Exception) -> bool:
-        """Whether the device itself has failed, so that no later step on it can be trusted.
-
-        Out of memory is not: a smaller step may do.
-        """
-        return isinstance(error, torch.AcceleratorError) or (
-            isinstance(error, RuntimeError)
-            and any(word in str(error) for word in ("CUDA error", "HIP error"))
-        )
+        """Whether the device itself has failed, so that no later step on it can be trusted."""
+        return is_fatal(error)
 
     def _check_ids(self, input_ids_T: Array, before: InFlight | None) -> int:
         """Returns the lowest id: negative where it stands for a row of the step before."""
