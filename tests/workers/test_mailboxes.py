@@ -30,6 +30,13 @@ def test_an_idle_engine_wakes_for_an_order_and_looks_up_in_any_case() -> None:
     assert inbox.drain(block=True) == [stop_of(1)]
 
 
+def test_orders_that_are_put_together_are_found_together() -> None:
+    inbox = Inbox()
+    orders = [stop_of(number) for number in range(100)]
+    threading.Timer(0.02, inbox.put_all, [orders]).start()
+    assert inbox.drain(block=True) == orders
+
+
 def test_outbox_is_bounded_and_keeps_the_order() -> None:
     outbox = Outbox(max_outputs=2)
     first, second, third = StepOutput(), StepOutput(), StepOutput()

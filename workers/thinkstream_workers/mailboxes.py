@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 
 from .orders import Order, StepOutput
 
@@ -23,8 +24,12 @@ class Inbox:
 
     def put(self, order: Order) -> None:
         """Adds an order and wakes an idle engine."""
+        self.put_all((order,))
+
+    def put_all(self, orders: Iterable[Order]) -> None:
+        """Adds orders that the engine is to find together, and wakes it if it is idle."""
         with self._arrived:
-            self._orders.append(order)
+            self._orders.extend(orders)
             self._arrived.notify()
 
     def drain(self, block: bool) -> list[Order]:
