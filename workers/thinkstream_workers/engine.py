@@ -91,19 +91,19 @@ class Engine:
         while not self._stopping.is_set():
             self._on_turn()
             if not self._batcher.has_work:
-                self._name(None)
-            self._put(self._batcher.admit(self._inbox.drain(block=not self._batcher.has_work)))
+                self._announce_suspect(None)
+            self._emit(self._batcher.admit(self._inbox.drain(block=not self._batcher.has_work)))
             batch = self._batcher.next_batch()
             if batch is None:
-                self._land()
+                self._collect_in_flight()
             else:
-                self._name(batch.alone)
-                self._put(StepOutput(started=list(batch.started)))  # before the step, to be timed
+                self._announce_suspect(batch.alone)
+                self._emit(StepOutput(started=list(batch.started)))  # before the step, to be timed
                 self._step(batch)
-        self._name(None)
+        self._announce_suspect(None)
 
     def _step(self, batch: Batch) -> None:
-        """Launches one step, then lands the one before it."""
+        """Launches one step, then collects the one before it."""
         try:
             launched = self._runner.launch(batch, self._in_flight)
         except Exception as error:
@@ -114,10 +114,10 @@ class Engine:
                 logger.exception("a sequence failed in a step of %d tokens", batch.query_lens[0])
         else:
             self._batcher.advance(batch)
-            self._land()
+            self._collect_in_flight()
             self._in_flight = launched
             if not self._run_ahead or batch.needs_ids:
-                self._land()
+                self._collect_in_flight()
             return
         # Out here the error is gone, and with it the tensors its traceback held.
         self._step_again(batch, failure)
@@ -125,29 +125,29 @@ class Engine:
     def _step_again(self, batch: Batch, failure: JobFailure) -> None:
         """Does a failed batch with no other in flight, then in halves, until what fails is one sequence."""
         if self._in_flight is not None:
-            self._land()  # some of the batch may end there
+            self._collect_in_flight()  # some of the batch may end there
             parts = batch.living()
         else:
             parts = batch.halves()
             if not parts:
-                self._put(self._batcher.fail(batch, failure))
+                self._emit(self._batcher.fail(batch, failure))
         for part in parts:
             self._step(part)
-            self._land()
+            self._collect_in_flight()
 
-    def _land(self) -> None:
+    def _collect_in_flight(self) -> None:
         """Waits for the step in flight, if there is one, and hands out what it brought."""
         if self._in_flight is not None:
-            landed, self._in_flight = self._in_flight, None
-            self._put(self._batcher.commit(landed.batch, self._runner.collect(landed)))
+            step, self._in_flight = self._in_flight, None
+            self._emit(self._batcher.commit(step.batch, self._runner.collect(step)))
 
-    def _name(self, suspect: JobKey | None) -> None:
+    def _announce_suspect(self, suspect: JobKey | None) -> None:
         if suspect != self._announced:
-            self._land()  # what this step may do to the process is not laid at the next one's door
+            self._collect_in_flight()  # what this step may do to the process is not laid at the next one's door
             self._announce(suspect)
             self._announced = suspect
 
-    def _put(self, output: StepOutput) -> None:
+    def _emit(self, output: StepOutput) -> None:
         if not (output.tokens or output.ends or output.started):
             return
         while not self._outbox.put(output, IDLE_WAIT_S) and not self._stopping.is_set():
