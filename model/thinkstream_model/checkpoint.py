@@ -18,8 +18,9 @@ from .config import ThinkerConfig
 from .digest import model_digest, random_model_digest, tokenizer_digest
 from .errors import ConfigError
 from .generation import GenerationDefaults
-from .loader import load_thinker
-from .thinker import Thinker, random_thinker
+from .loader import load_weights
+from .parameters import ThinkerWeights
+from .thinker import random_weights
 from .tokenizer import TOKENIZER_FILES, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ class Checkpoint:
             raise ConfigError(folder, "", "a checkpoint's folder", "no such folder")
         return cls(folder=folder, config=ThinkerConfig.from_json(folder))
 
-    def load_thinker(
+    def load_weights(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> Thinker:
+    ) -> ThinkerWeights:
         """Read the weights, or make them.
 
         Args:
@@ -78,11 +79,11 @@ class Checkpoint:
             WeightsError: Weights are missing or broken, or are not the config's.
         """
         if self.random_seed is None:
-            return load_thinker(self.folder, device=device, dtype=dtype)
+            return load_weights(self.folder, device=device, dtype=dtype)
         logger.info("making random weights, seed %d\n%s", self.random_seed, self.config.describe())
         on_cpu = torch.device(device).type == "cpu"
         usual = torch.float32 if on_cpu else torch.bfloat16
-        return random_thinker(self.config, device=device, dtype=dtype or usual, seed=self.random_seed)
+        return random_weights(self.config, device=device, dtype=dtype or usual, seed=self.random_seed)
 
     def load_tokenizer(self) -> Tokenizer:
         """Read the tokenizer; random weights without one beside them get one id per byte.

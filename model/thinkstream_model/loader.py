@@ -1,4 +1,4 @@
-"""Loads a checkpoint's Thinker: each tensor straight from its file to its place on the device."""
+"""Loads the weights of a checkpoint's Thinker, each tensor straight from its file to its place on the device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,17 @@ def load_thinker(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Thinker:
-    """Load the Thinker of a checkpoint; its other parts are passed over.
+    """Load the Thinker of a checkpoint, with the operations that fit its device; see ``load_weights``."""
+    return Thinker(load_weights(path, device=device, dtype=dtype))
+
+
+def load_weights(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> ThinkerWeights:
+    """Load the weights of a checkpoint's Thinker; its other parts are passed over.
 
     Everything is checked against the config before the first byte of a tensor is read or memory is
     taken for it. The host never holds more than the destination and a few small staging buffers.
@@ -51,7 +61,7 @@ def load_thinker(
     _fill(copies, weights)
     num_bytes = sum(copy.stored.num_bytes for copy in copies)
     logger.info("loaded %d tensors, %d bytes, in %.1f s", len(copies), num_bytes, time.monotonic() - begun)
-    return Thinker(weights)
+    return weights
 
 
 def _checked_copies(stored: Mapping[str, StoredTensor], config: ThinkerConfig, folder: Path) -> list[Copy]:

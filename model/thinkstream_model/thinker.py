@@ -107,7 +107,18 @@ def random_thinker(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Thinker:
-    """Make a Thinker of random weights, drawn on the device itself.
+    """Make a Thinker of random weights, with the operations that fit its device; see ``random_weights``."""
+    return Thinker(random_weights(config, device=device, dtype=dtype, seed=seed))
+
+
+def random_weights(
+    config: ThinkerConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> ThinkerWeights:
+    """Draw random weights, on the device itself.
 
     Matrices are scaled so that activations keep their size through the layers and the router's choices
     differ from token to token. The same seed gives other weights on another kind of device.
@@ -126,4 +137,4 @@ def random_thinker(
         else:
             scale = 1.0 if name == "embed_tokens.weight" else tensor.shape[-1] ** -0.5
             tensor.normal_(0.0, scale, generator=generator)
-    return Thinker(weights)
+    return weights

@@ -13,7 +13,7 @@ from thinkstream_model.errors import ConfigError, TokenizerError
 def test_a_folder(small_checkpoint: Path) -> None:
     checkpoint = Checkpoint.resolve(str(small_checkpoint))
     assert (checkpoint.folder, checkpoint.random_seed) == (small_checkpoint, None)
-    assert checkpoint.load_thinker().config == checkpoint.config
+    assert checkpoint.load_weights().config == checkpoint.config
     with pytest.raises(TokenizerError):
         checkpoint.load_tokenizer()
 
@@ -40,7 +40,7 @@ def test_random_weights(small_checkpoint: Path, tmp_path: Path) -> None:
     )
     other = Checkpoint.resolve(f"random:{file}")
     assert (checkpoint.random_seed, other.random_seed) == (7, 0)
-    tables = [c.load_thinker().weights.embedding_VD for c in (checkpoint, again, other)]
+    tables = [c.load_weights().embedding_VD for c in (checkpoint, again, other)]
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
     assert checkpoint.model_digest() == again.model_digest() != other.model_digest()

@@ -336,7 +336,7 @@ def test_a_namespace_serves_one_model_and_no_weights_of_another_are_read(
     service: Service, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
-    monkeypatch.setattr(Checkpoint, "load_thinker", None)
+    monkeypatch.setattr(Checkpoint, "load_weights", None)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**SHAPE, "num_hidden_layers": 1}))
     config = service.config("other", model=f"random:{file}")

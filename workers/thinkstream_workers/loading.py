@@ -102,11 +102,10 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
         if claim is not None:
             claim(digests)
         device = _device(config)
-        thinker = checkpoint.load_thinker(device=device, dtype=_dtype(config))
-        if config.fast_small_batch:
-            thinker = Thinker(thinker.weights, ops_for(thinker.config, device, fast_small_batch=True))
+        weights = checkpoint.load_weights(device=device, dtype=_dtype(config))
+        ops = ops_for(weights.config, device, fast_small_batch=config.fast_small_batch)
         return LoadedModel(
-            thinker=thinker,
+            thinker=Thinker(weights, ops),
             text=ModelText(tokenizer),
             num_ids=tokenizer.num_ids,
             defaults=checkpoint.load_generation(tokenizer),
