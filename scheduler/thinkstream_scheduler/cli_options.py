@@ -8,6 +8,12 @@ from typing import Annotated
 
 import typer
 
+from thinkstream_client.protocol.session_calls import MAX_LEASE_MS
+from thinkstream_workers.config import MIN_LEASE_MS
+from thinkstream_workers.engine_config import MAX_CONTEXT, MAX_KV_BYTES, MAX_SLOTS, MAX_STEP_TOKENS
+
+from .config import MAX_WAIT_S
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", re.IGNORECASE)
 
 
@@ -15,12 +21,15 @@ def num_bytes(text: str) -> int:
     """Reads a size: a number and B, KiB, MiB, GiB or TiB; bare numbers are bytes.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is none, or more than any machine has.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise typer.BadParameter(f"got {text!r}, allowed: a number and KiB, MiB, GiB or TiB, as in 8GiB")
-    return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+    size = float(found[1]) * 1024.0 ** " KMGT".index((found[2] or " ").upper())
+    if size > MAX_KV_BYTES:
+        raise typer.BadParameter(f"got {text!r}, allowed: at most {MAX_KV_BYTES >> 40}TiB")
+    return int(size)
 
 
 def _finite(seconds: float) -> float:
@@ -48,14 +57,15 @@ Model = Annotated[
     str, typer.Option(help="A checkpoint's folder, `demo`, or `random:CONFIG` for random weights.")
 ]
 Replicas = Annotated[int, typer.Option(min=1, max=1024, help="Replicas to hold.")]
-Slots = Annotated[int, typer.Option(min=1, help="Jobs at once of one replica.")]
+Slots = Annotated[int, typer.Option(min=1, max=MAX_SLOTS, help="Jobs at once of one replica.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16, float16; default: float32 on a CPU, else the checkpoint's."),
 ]
 MaxContext = Annotated[
-    int | None, typer.Option(min=2, help="Tokens of prompt and result; default: the model's limit.")
+    int | None,
+    typer.Option(min=2, max=MAX_CONTEXT, help="Tokens of prompt and result; default: the model's limit."),
 ]
 KvMemory = Annotated[
     int | None,
@@ -69,7 +79,8 @@ KvMemory = Annotated[
 Lease = Annotated[
     float,
     typer.Option(
-        min=0.1,
+        min=MIN_LEASE_MS / 1e3,
+        max=MAX_LEASE_MS / 1e3,
         callback=_finite,
         help="Seconds that a replica may be silent before others get its jobs; a step must take "
         "less than half of it.",
@@ -77,7 +88,11 @@ Lease = Annotated[
 ]
 StepTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of one step, at least the slots; default: what a lease has room for."),
+    typer.Option(
+        min=1,
+        max=MAX_STEP_TOKENS,
+        help="Tokens of one step, at least the slots; default: what a lease has room for.",
+    ),
 ]
 FastSmallBatch = Annotated[
     bool,
@@ -87,9 +102,11 @@ FastSmallBatch = Annotated[
 ]
 Namespace = Annotated[str, typer.Option(help="First part of every key; one serves one model.")]
 Drain = Annotated[
-    float, typer.Option(min=0, callback=_finite, help="Seconds that running jobs get at the end.")
+    float,
+    typer.Option(min=0, max=MAX_WAIT_S, callback=_finite, help="Seconds that running jobs get at the end."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Run in the background.")]
 Timeout = Annotated[
-    float, typer.Option(min=0, callback=_finite, help="Seconds until what still runs is killed.")
+    float,
+    typer.Option(min=0, max=MAX_WAIT_S, callback=_finite, help="Seconds until what still runs is killed."),
 ]

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.settings import RedisSettings
 
+MAX_WAIT_S = 86_400.0
+"""The longest that a user may have something waited for: a day."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:

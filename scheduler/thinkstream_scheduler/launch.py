@@ -218,5 +218,5 @@ def _resources(options: ServiceOptions) -> ReplicaResources:
         num_cpus = 1.0 if options.ray_address else max(0.01, min(1.0, round(share, 2) - 0.01))
     num_gpus = options.num_gpus
     if num_gpus is None:
-        num_gpus = 0.0 if options.replica.device == "cpu" else 1.0
+        num_gpus = 1.0 if options.replica.is_on_gpu else 0.0
     return ReplicaResources(num_cpus=num_cpus, num_gpus=num_gpus)

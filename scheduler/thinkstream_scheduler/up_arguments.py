@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.settings import RedisSettings
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ModelError
+from thinkstream_workers import host_memory
 from thinkstream_workers.config import ReplicaConfig
 
-from .config import SchedulerConfig
+from .config import MAX_WAIT_S, SchedulerConfig
 from .launch import ServiceOptions
 from .resources import num_cores
 
 _DEMO = "demo"
+_DEMO_FOLDER = Path(str(resources.files("thinkstream_model") / "demo"))
 _RANDOM = re.compile(r"random:(?P<config>.+?)(?P<seed>,seed=\d{1,18})?")
-_DEVICE = re.compile(r"(cpu|cuda)(:\d+)?")
 _DTYPES = ("float32", "bfloat16", "float16")
 _ANY_SERVER = "redis://127.0.0.1"
 
@@ -74,13 +76,17 @@ class UpArguments:
             ConfigError: A value is outside its range, or the model is not there or not one of ours.
             InvalidRequest: The namespace is no name.
         """
-        if not _DEVICE.fullmatch(self.device):
-            raise ConfigError(f"device: got {self.device!r}, allowed: cpu or cuda")
         if self.dtype not in (None, *_DTYPES):
             raise ConfigError(f"dtype: got {self.dtype!r}, allowed: {', '.join(_DTYPES)}")
         # Which server it will be changes nothing of what is checked.
         self.service_options(self.redis_settings(self.redis_url or _ANY_SERVER), "")
-        return replace(self, model=_checked_model(self.model))
+        self._check_drain()
+        self._check_memory()
+        model, config = _found_model(self.model)
+        trained = config.max_position_embeddings
+        if self.max_context is not None and self.max_context > trained:
+            raise ConfigError(f"max_context: got {self.max_context}, allowed: up to the model's {trained}")
+        return replace(self, model=model)
 
     def redis_settings(self, url: str) -> RedisSettings:
         """The server and the namespace.
@@ -101,7 +107,6 @@ class UpArguments:
             ConfigError: A value is outside its range.
         """
         scheduler = SchedulerConfig(redis=redis, service_id=service_id, num_replicas=self.num_replicas)
-        is_local_cpu = self.device.partition(":")[0] == "cpu" and self.ray_address is None
         replica = ReplicaConfig(
             redis=redis,
             model=self.model,
@@ -114,7 +119,7 @@ class UpArguments:
             step_tokens=self.step_tokens,
             fast_small_batch=self.fast_small_batch,
             machine_share=1.0 / max(1, self.num_replicas),
-            num_threads=replica_threads(self.num_replicas) if is_local_cpu else None,
+            num_threads=replica_threads(self.num_replicas) if self._is_on_our_cores else None,
         )
         return ServiceOptions(
             redis=redis,
@@ -124,25 +129,52 @@ class UpArguments:
             ray_address=self.ray_address,
         )
 
+    @property
+    def _is_on_our_cores(self) -> bool:
+        """Whether the replicas compute on this machine's cores, in its memory."""
+        return self.device == "cpu" and self.ray_address is None
+
+    def _check_drain(self) -> None:
+        if not 0.0 <= self.drain_timeout_s <= MAX_WAIT_S:
+            raise ConfigError(
+                f"drain_timeout_s: got {self.drain_timeout_s}, allowed: a number in [0, {MAX_WAIT_S:g}]"
+            )
+
+    def _check_memory(self) -> None:
+        total = host_memory.total_bytes() if self._is_on_our_cores else None
+        if total is None or self.kv_memory_bytes is None:
+            return
+        allowed = total // max(1, self.num_replicas)
+        if self.kv_memory_bytes > allowed:
+            raise ConfigError(
+                f"kv_memory_bytes: got {self.kv_memory_bytes}, allowed: up to {allowed}, a replica's share "
+                "of this machine's memory"
+            )
+
 
 def replica_threads(num_replicas: int) -> int:
     """Threads of each of several replicas that share this machine."""
     return max(1, num_cores() // max(1, num_replicas))
 
 
-def _checked_model(model: str) -> str:
-    if model == _DEMO:
-        return model
+def _found_model(model: str) -> tuple[str, ThinkerConfig]:
+    """The model as actors can find it, and its shape.
+
+    Raises:
+        ConfigError: It is not there, or not one of ours.
+    """
     random = _RANDOM.fullmatch(model)
-    path = Path(random["config"] if random else model)
+    path = _DEMO_FOLDER if model == _DEMO else Path(random["config"] if random else model)
     if not (path.exists() if random else path.is_dir()):
         raise ConfigError(f"model {model}: no such {'file' if random else 'folder'}")
     try:
-        ThinkerConfig.from_json(path)
+        config = ThinkerConfig.from_json(path)
     except ModelError as error:
         raise ConfigError(f"model {model}: {error}") from error
+    if model == _DEMO:
+        return model, config
     if random:
-        return f"random:{path.absolute()}{random['seed'] or ''}"
+        return f"random:{path.absolute()}{random['seed'] or ''}", config
     if not any(path.glob("*.safetensors")):
         raise ConfigError(f"model {model}: no weights (*.safetensors) in this folder")
-    return str(path.absolute())
+    return str(path.absolute()), config

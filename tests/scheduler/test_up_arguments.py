@@ -8,7 +8,9 @@ import pytest
 
 from thinkstream_client.errors import ConfigError, InvalidRequest
 from thinkstream_model.checkpoint import Checkpoint
+from thinkstream_model.config import ThinkerConfig
 from thinkstream_scheduler.up_arguments import UpArguments, replica_threads
+from thinkstream_workers import host_memory
 
 DEMO = Checkpoint.resolve("demo").folder
 
@@ -27,13 +29,20 @@ def folder(tmp_path: Path) -> Path:
     ("field", "value"),
     [
         ("device", "gpu"),
-        ("device", "cuda:x"),
+        ("device", "cuda:1"),
+        ("device", "cpu:3"),
         ("dtype", "int8"),
         ("slots", 0),
         ("step_tokens", 8),
         ("max_context", 1),
         ("kv_memory_bytes", 0),
         ("lease_ms", 5),
+        ("slots", 4_097),
+        ("step_tokens", 1 << 30),
+        ("max_context", 1 << 23),
+        ("kv_memory_bytes", 1 << 43),
+        ("lease_ms", 86_400_001),
+        ("drain_timeout_s", 1e5),
         ("num_replicas", 2_000),
         ("num_partitions", 0),
     ],
@@ -42,6 +51,24 @@ def test_a_value_outside_its_range_is_named(field: str, value: object) -> None:
     wrong: dict[str, Any] = {field: value}
     with pytest.raises(ConfigError, match=rf"^{field}: got {value!r}, "):
         UpArguments(**wrong).checked()
+
+
+def test_replicas_on_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "total_bytes", lambda: 8 << 30)
+    assert UpArguments(kv_memory_bytes=4 << 30, num_replicas=2).checked()
+    assert UpArguments(kv_memory_bytes=9 << 30, ray_address="elsewhere:6379").checked()
+    assert UpArguments(kv_memory_bytes=9 << 30, device="cuda").checked()
+    with pytest.raises(ConfigError, match=r"kv_memory_bytes: got 5368709120, allowed: up to 4294967296, "):
+        UpArguments(kv_memory_bytes=5 << 30, num_replicas=2).checked()
+    monkeypatch.setattr(host_memory, "total_bytes", lambda: None)
+    assert UpArguments(kv_memory_bytes=9 << 30).checked()
+
+
+def test_a_context_beyond_the_model_s_is_refused(folder: Path) -> None:
+    trained = ThinkerConfig.from_json(folder).max_position_embeddings
+    assert UpArguments(model=str(folder), max_context=trained).checked()
+    with pytest.raises(ConfigError, match=rf"max_context: got {trained + 1}, .* the model's {trained}"):
+        UpArguments(model=str(folder), max_context=trained + 1).checked()
 
 
 def test_a_namespace_that_is_no_name_is_refused() -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from thinkstream_client.errors import ConfigError
 from thinkstream_client.keys import check_name
+from thinkstream_client.protocol.session_calls import MAX_LEASE_MS
 from thinkstream_client.settings import RedisSettings
 
-from .engine_config import EngineConfig, check_at_least
+from .engine_config import EngineConfig, check_range
+
+MIN_LEASE_MS = 100
+_DEVICES = ("cpu", "cuda")
+_MAX_THREADS = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +25,10 @@ class ReplicaConfig:
         name: The replica's name; its sessions and its Ray actor carry it.
         model: Folder of a checkpoint, ``demo`` for the one in the package, or ``random:CONFIG`` for random
             weights in the shape of a ``config.json``.
-        device: Where the model runs, in torch's words.
+        device: Where the model runs: ``cpu``, or ``cuda`` for the one GPU that the process is shown.
         dtype: Type of the weights and of the arithmetic; None is float32 on a CPU, else the checkpoint's own.
         slots: Jobs at once.
-        lease_ms: How long the replica may be silent before its jobs go to others.
+        lease_ms: How long the replica may be silent before its jobs go to others; a day at most.
         max_context: Tokens of prompt and result together; None is the model's own limit.
         step_tokens: Tokens of one step, prefill and decode together; None is 8192, or the slots where they
             are more; on a CPU 512, and fewer where such a step would outlast a quarter of the lease.
@@ -53,8 +59,10 @@ class ReplicaConfig:
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
-        check_at_least("lease_ms", self.lease_ms, 100)
-        check_at_least("num_threads", self.num_threads, 1)
+        if self.device not in _DEVICES:
+            raise ConfigError(f"device: got {self.device!r}, allowed: {' or '.join(_DEVICES)}")
+        check_range("lease_ms", self.lease_ms, MIN_LEASE_MS, MAX_LEASE_MS)
+        check_range("num_threads", self.num_threads, 1, _MAX_THREADS)
         _ = self.engine  # which checks all others
 
     @property
@@ -77,18 +85,14 @@ class ReplicaConfig:
     @property
     def is_on_gpu(self) -> bool:
         """Whether the model runs on a device that works for itself, by kernels compiled at first use."""
-        return not self._is_on_cpu
+        return self.device == "cuda"
 
     @property
     def is_step_measured(self) -> bool:
         """Whether the tokens of a step follow from how long a step takes."""
-        return self.step_tokens is None and self._is_on_cpu
-
-    @property
-    def _is_on_cpu(self) -> bool:
-        return self.device.partition(":")[0] == "cpu"
+        return self.step_tokens is None and not self.is_on_gpu
 
     @property
     def _usual_step_tokens(self) -> int:
         # A step must take far less than a lease: the loop shows that it is alive between steps.
-        return 512 if self._is_on_cpu else 8_192
+        return 8_192 if self.is_on_gpu else 512

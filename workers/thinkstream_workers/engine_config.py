@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from thinkstream_client.errors import ConfigError
 
+MAX_SLOTS = 4_096
+MAX_STEP_TOKENS = 1 << 17
+MAX_CONTEXT = 1 << 24
+MAX_KV_BYTES = 1 << 44
+_MAX_BLOCK_SIZE = 1_024
+_MAX_BLOCKS = 1 << 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -42,12 +49,12 @@ class EngineConfig:
     prompt_graphs: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("slots", self.slots, 1)
-        check_at_least("step_tokens", self.step_tokens, self.slots)
-        check_at_least("block_size", self.block_size, 1)
-        check_at_least("num_blocks", self.num_blocks, 1)
-        check_at_least("kv_memory_bytes", self.kv_memory_bytes, 1)
-        check_at_least("max_context", self.max_context, 2)
+        check_range("slots", self.slots, 1, MAX_SLOTS)
+        check_range("step_tokens", self.step_tokens, self.slots, MAX_STEP_TOKENS)
+        check_range("block_size", self.block_size, 1, _MAX_BLOCK_SIZE)
+        check_range("num_blocks", self.num_blocks, 1, _MAX_BLOCKS)
+        check_range("kv_memory_bytes", self.kv_memory_bytes, 1, MAX_KV_BYTES)
+        check_range("max_context", self.max_context, 2, MAX_CONTEXT)
         if not 0.0 < self.machine_share <= 1.0:
             raise ConfigError(f"machine_share: got {self.machine_share!r}, allowed: a number in (0, 1]")
         if self.num_blocks is not None and self.kv_memory_bytes is not None:
@@ -57,13 +64,13 @@ class EngineConfig:
             )
 
 
-def check_at_least(field: str, value: int | None, low: int) -> None:
+def check_range(field: str, value: int | None, low: int, high: int) -> None:
     """Checks a setting that may be left out.
 
     Raises:
-        ConfigError: It is no integer, or less than ``low``.
+        ConfigError: It is no integer in [low, high].
     """
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"{field}: got {value!r}, allowed: an integer of at least {low}")
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{field}: got {value!r}, allowed: an integer in [{low}, {high}]")

@@ -14,6 +14,9 @@ from thinkstream_client.records import FinishReason, JobFailure, JobRef, Session
 from .call import Call, function_call
 from .wire import encode_failure
 
+MAX_LEASE_MS = 86_400_000
+"""The longest lease that the functions know a session by: ``DAY_MS`` there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
@@ -102,7 +105,7 @@ def hello(
     lease_ms: int,
     info: Mapping[str, str],
 ) -> Call[None]:
-    """Makes a session known; the same one again renews it.
+    """Makes a session known; the same one again renews it. A lease is at most ``MAX_LEASE_MS`` long.
 
     The call raises:
         Fenced: The name is another incarnation's.

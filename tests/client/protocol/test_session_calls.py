@@ -14,6 +14,7 @@ from thinkstream_client.errors import (
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import StepRow
+from thinkstream_client.protocol.session_calls import MAX_LEASE_MS
 from thinkstream_client.protocol.wire_request import decode_request
 from thinkstream_client.records import (
     JobRef,
@@ -137,3 +138,13 @@ def test_failing_for_good(queue: Queue) -> None:
     info = queue.info(ref)
     assert (info.status, info.failure, info.note) == (JobStatus.FAILED, FAILURE, '{"top_k": 5}')
     assert queue.run(functions.note(KEYS, 0, session, "n", ref, "{}")) is NOT_OURS
+
+
+def test_the_longest_lease_is_one_that_the_functions_know(queue: Queue) -> None:
+    longest = queue.hello("longest", lease_ms=MAX_LEASE_MS)
+    assert queue.run(functions.beat(KEYS, 0, longest, "n")) == {}
+    queue.run(functions.sweep(KEYS, 0))
+    assert queue.run(functions.beat(KEYS, 0, longest, "n")) == {}
+    longer = queue.hello("longer", lease_ms=MAX_LEASE_MS + 1)
+    with pytest.raises(Fenced):
+        queue.run(functions.beat(KEYS, 0, longer, "n"))
