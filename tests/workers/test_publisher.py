@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pytest
 import redis
 
-from thinkstream_client.errors import RecordInvalid, ServiceUnavailable, ThinkstreamError
+from thinkstream_client.errors import Fenced, RecordInvalid, ServiceUnavailable, ThinkstreamError
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.wire import Entry, Marker
 from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStatus
+from thinkstream_workers import publisher
 from thinkstream_workers.job_table import JobTable
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.mailboxes import Inbox, Outbox
@@ -38,6 +39,7 @@ class FlakyConnection:
         self.refuse = False
         self.refuse_rows_of = ""
         self.refuse_call = ""
+        self.fence_calls = ""
         self.sent: list[str] = []
 
     def run(self, call: Call[T]) -> T:
@@ -45,6 +47,8 @@ class FlakyConnection:
             raise ServiceUnavailable("refused by the test")
         if call.args[1] in ("ts1_step", "ts1_finish") and self.refuse_rows_of in call.args:
             raise RecordInvalid("refused for good by the test")
+        if call.args[1] == self.fence_calls:
+            raise Fenced("fenced by the test")
         if call.args[1] == self.refuse_call:
             raise RecordInvalid("refused for good by the test")
         reply = self._service.connection.run(call)
@@ -270,6 +274,29 @@ def test_a_fenced_session_drops_all_and_starts_anew(service: Service, replica: R
     replica.make(*tokens(again, "B", start=2), end(again), num_turns=3)
     result = service.result(ref)
     assert (result.text, result.ids) == ("AB", (65, 66))
+
+
+def test_sessions_that_redis_always_refuses_end_the_replica_and_do_not_spin(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "MAX_REFUSED_SESSIONS", 3)
+    replica.connection.fence_calls = "ts1_beat"
+    began = time.monotonic()
+    with pytest.raises(Fenced, match="refused 3 new sessions in a row"):
+        replica.make(num_turns=100)
+    assert time.monotonic() - began > 0.1
+    assert replica.connection.sent.count("ts1_hello") == 1 + 3
+
+
+def test_a_beat_in_between_forgives_refusals(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "MAX_REFUSED_SESSIONS", 1)
+    for _ in range(4):
+        replica.connection.fence_calls = "ts1_beat"
+        replica.publisher.beat_soon()
+        replica.make()
+        replica.connection.fence_calls = ""
+        replica.make()
+    assert replica.session.is_open
 
 
 def test_a_silent_engine_gets_no_beat(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 MAX_REPAIRS = 3
 """Refusals in a row after which a job is left to whoever owns it."""
+MAX_REFUSED_SESSIONS = 8
+"""New sessions in a row that Redis may refuse before the replica ends: it would refuse the next one too."""
 
 
 class Publisher:
@@ -78,6 +80,7 @@ class Publisher:
         self._repairs: dict[JobKey, int] = {}  # refusals in a row
         self._beat_at = 0.0
         self._backoff_s = 0.0
+        self._num_refused = 0  # fenced so often since the last beat that was answered
         self._must_ask = False  # a reply was lost: nothing is sent before a beat tells what is ours
 
     def run(self) -> None:
@@ -108,8 +111,8 @@ class Publisher:
                 self._take_all(wait_s)
             self._send()
             self._backoff_s = 0.0
-        except Fenced:
-            self._start_over()
+        except Fenced as error:
+            self._start_over(error)
         except (ServiceUnavailable, QueueFull) as error:
             self._back_off(error)
 
@@ -128,6 +131,7 @@ class Publisher:
         for claim in owned - {key.claim for key in known}:
             self._adopt(claim)
         self._beat_at = now + self._beat_every_s
+        self._num_refused = 0
         self._must_ask = False
 
     def _take_all(self, wait_s: float) -> None:
@@ -286,8 +290,8 @@ class Publisher:
         self._failed.pop(key, None)
         self._repairs.pop(key, None)
 
-    def _start_over(self) -> None:
-        """Leaves everything to others and becomes a new session."""
+    def _start_over(self, error: Fenced) -> None:
+        """Leaves everything to others and becomes a new session, later each time that Redis refuses it too."""
         keys = self._table.clear()
         logger.warning("session %s is fenced, %d jobs are dropped", self._session.id, len(keys))
         for key in keys:
@@ -298,6 +302,11 @@ class Publisher:
         if self._session.is_draining:
             self.stop()
             return
+        if self._num_refused == MAX_REFUSED_SESSIONS:
+            raise Fenced(f"Redis has refused {self._num_refused} new sessions in a row") from error
+        if self._num_refused > 0:
+            self._stopping.wait(min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self._num_refused - 1)))
+        self._num_refused += 1
         self._session.replace()
         self._must_ask = True
         self.beat_soon()
