@@ -291,7 +291,7 @@ class Publisher:
         self._repairs.pop(key, None)
 
     def _start_over(self, error: Fenced) -> None:
-        """Leaves everything to others and becomes a new session, later each time that Redis refuses it too."""
+        """Leaves everything to others and becomes a new session, later each time that it is refused too."""
         keys = self._table.clear()
         logger.warning("session %s is fenced, %d jobs are dropped", self._session.id, len(keys))
         for key in keys:
