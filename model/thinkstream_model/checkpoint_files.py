@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Kinds of numbers that a model's weights may have, by the format's names."""
 
 _MAX_HEADER_BYTES = 100_000_000
-_STAGING_BYTES = 32 << 20
+_STAGING_BYTES = 4 << 20
+_NUM_STAGING = 2
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.safetensors)")
@@ -88,18 +90,21 @@ def read_bytes(stored: StoredTensor, offset: int, num_bytes: int) -> bytes:
 
 
 class TensorReader:
-    """Copies stored tensors into given ones; each thread has its own.
+    """Copies stored tensors into given ones, all on one device; each thread has its own.
 
-    Bytes that need no conversion go straight into a tensor of the host. All others pass through one
-    staging buffer of at most 32 MiB, pinned where the target is a CUDA device, so that the host never
-    holds a second copy of a model.
+    Bytes that need no conversion go straight into a tensor of the host. All others pass through two small
+    staging buffers, pinned where the target is a CUDA device, which takes from one while the other is filled.
+    So the host never holds a second copy of a model.
     """
 
     def __init__(self) -> None:
-        self._staging: Tensor | None = None
+        self._staging: deque[_Staging] = deque()
 
     def copy(self, stored: StoredTensor, destination: Tensor) -> None:
         """Fill ``destination``, which is contiguous and of the stored shape, converting its kind.
+
+        A CUDA device may have the last bytes only after ``wait``; what its current stream is told to do
+        comes behind them in any case.
 
         Raises:
             WeightsError: The file cannot be read, or ends early.
@@ -115,21 +120,56 @@ class TensorReader:
             reason = error.strerror or error
             raise WeightsError(stored.file, stored.name, "a readable file", reason) from error
 
+    def wait(self) -> None:
+        """Wait until the device has everything."""
+        for staging in self._staging:
+            staging.wait()
+
     def _copy_staged(self, file: BinaryIO, stored: StoredTensor, flat: Tensor) -> None:
         dtype = DTYPES[stored.dtype]
-        staging = self._staging_for(stored.num_bytes, flat.device)
-        step = staging.numel() // dtype.itemsize
+        step = _STAGING_BYTES // dtype.itemsize
         for begin in range(0, flat.numel(), step):
             part = flat[begin : begin + step]
-            piece = staging[: part.numel() * dtype.itemsize]
+            staging = self._next_staging(flat.device)
+            piece = staging.memory[: part.numel() * dtype.itemsize]
             _read_into(file, stored, begin * dtype.itemsize, _memory(piece))
-            part.copy_(piece.view(dtype))
+            staging.send(piece.view(dtype), part)
 
-    def _staging_for(self, num_bytes: int, device: torch.device) -> Tensor:
-        wanted = min(max(num_bytes, 1 << 20), _STAGING_BYTES)
-        if self._staging is None or self._staging.numel() < wanted:
-            self._staging = torch.empty(wanted, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        return self._staging
+    def _next_staging(self, device: torch.device) -> _Staging:
+        """The buffer that has been on its way for the longer time, once it has arrived."""
+        if len(self._staging) < _NUM_STAGING:
+            staging = _Staging(device)
+        else:
+            staging = self._staging.popleft()
+            staging.wait()
+        self._staging.append(staging)
+        return staging
+
+
+class _Staging:
+    """Memory of the host from which a device takes what was read.
+
+    Attributes:
+        memory: uint8; not to be written between ``send`` and ``wait``.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self.memory = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=is_cuda)
+        self._is_taken = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
+
+    def send(self, numbers: Tensor, target: Tensor) -> None:
+        """Tell the device to take numbers of the memory into a tensor, converting their kind on its side."""
+        if numbers.dtype != target.dtype:
+            numbers = numbers.to(target.device, non_blocking=True)
+        target.copy_(numbers, non_blocking=True)
+        if self._is_taken is not None:
+            self._is_taken.record(torch.cuda.current_stream(target.device))
+
+    def wait(self) -> None:
+        """Wait until it has."""
+        if self._is_taken is not None:
+            self._is_taken.synchronize()
 
 
 def _memory(tensor: Tensor) -> memoryview:

@@ -1,8 +1,9 @@
-"""Loads the weights of a checkpoint's Thinker, each tensor straight from its file to its place on the device."""
+"""Loads a checkpoint's weights: each tensor straight from its file to its place on the device."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from .thinker import Thinker
 
 logger = logging.getLogger(__name__)
 
-_NUM_READERS = 4
+_MIN_READERS = 4
+_MAX_READERS = 16
 
 
 def load_thinker(
@@ -108,16 +110,25 @@ def _own_dtype(copies: list[Copy]) -> torch.dtype:
 
 def _fill(copies: list[Copy], weights: ThinkerWeights) -> None:
     destinations = weights.named_destinations()
-    in_file_order = sorted(copies, key=lambda copy: (copy.stored.file, copy.stored.start))
+    # One iterator for all readers, each of which takes the next tensor as soon as it can.
+    in_file_order = iter(sorted(copies, key=lambda copy: (copy.stored.file, copy.stored.start)))
 
-    def fill(share: list[Copy]) -> None:
+    def fill() -> None:
         reader = TensorReader()
-        for stored, place in share:
+        for stored, place in in_file_order:
             destination = place.within(destinations)
             assert destination is not None, "check_copies has seen every place"
             reader.copy(stored, destination)
+        reader.wait()
 
-    shares = [in_file_order[first::_NUM_READERS] for first in range(_NUM_READERS)]
-    with ThreadPoolExecutor(_NUM_READERS, "weights") as readers:
-        for done in [readers.submit(fill, share) for share in shares]:
+    num_readers = _num_readers(weights.embedding_VD.device)
+    with ThreadPoolExecutor(num_readers, "weights") as readers:
+        for done in [readers.submit(fill) for _ in range(num_readers)]:
             done.result()
+
+
+def _num_readers(device: torch.device) -> int:
+    """One per core for a device that takes as much as they read; the host converts with all cores anyway."""
+    if device.type == "cpu":
+        return _MIN_READERS
+    return max(_MIN_READERS, min(_MAX_READERS, os.cpu_count() or 1))

@@ -65,6 +65,56 @@ def test_one_reader_serves_small_and_large_tensors(tmp_path: Path) -> None:
         assert torch.equal(destination, tensors[name].bfloat16())
 
 
+class _LateDevice:
+    """Takes what it was sent only when it is waited for, as late as a device may."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.memory = torch.empty(1 << 10, dtype=torch.uint8)
+        self._under_way: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def send(self, numbers: torch.Tensor, target: torch.Tensor) -> None:
+        assert self._under_way is None, "sent twice without a wait"
+        self._under_way = numbers, target
+
+    def wait(self) -> None:
+        if self._under_way is not None:
+            numbers, target = self._under_way
+            target.copy_(numbers)
+            self._under_way = None
+
+
+def test_overwrites_nothing_that_the_device_has_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinkstream_model.checkpoint_files._Staging", _LateDevice)
+    monkeypatch.setattr("thinkstream_model.checkpoint_files._STAGING_BYTES", 1 << 10)
+    tensors = {f"t{number}": torch.randn(37 * number) for number in range(30)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    destinations = {name: torch.empty(t.shape, dtype=torch.bfloat16) for name, t in tensors.items()}
+    reader = TensorReader()
+    for name, stored in find_tensors(tmp_path).items():
+        reader.copy(stored, destinations[name])
+    reader.wait()
+    for name, tensor in tensors.items():
+        assert torch.equal(destinations[name], tensor.bfloat16()), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_takes_the_same_as_the_host(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {f"t{number}": torch.randn(1_000_003 * number).bfloat16() for number in range(8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = find_tensors(tmp_path)
+    reader = TensorReader()
+    destinations = {name: torch.empty(t.shape, dtype=dtype, device="cuda") for name, t in tensors.items()}
+    for name, stored in found.items():
+        reader.copy(stored, destinations[name])
+    reader.wait()
+    for name, tensor in tensors.items():
+        assert torch.equal(destinations[name].cpu(), tensor.to(dtype)), name
+
+
 def test_reads_some_bytes_of_a_tensor(tmp_path: Path) -> None:
     save_file({"t": torch.arange(8.0)}, tmp_path / "model.safetensors")
     stored = find_tensors(tmp_path)["t"]

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ConfigError, WeightsError
 from thinkstream_model.loader import load_thinker
+from thinkstream_model.parameters import ThinkerWeights
 
 
 def _omni_config() -> Any:
@@ -193,6 +195,22 @@ def test_nothing_is_allocated_for_a_checkpoint_that_does_not_fit(
     ):
         load_thinker(small_checkpoint)
     assert set(allocated) == {"meta"}
+
+
+def test_a_file_that_shrinks_after_it_was_checked(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = small_checkpoint / "model.safetensors"
+    empty = ThinkerWeights.empty
+
+    def shrink(config: ThinkerConfig, device: torch.device | str, dtype: torch.dtype) -> ThinkerWeights:
+        if device == "cpu":
+            file.write_bytes(file.read_bytes()[:-10])
+        return empty(config, device, dtype)
+
+    monkeypatch.setattr(ThinkerWeights, "empty", shrink)
+    with pytest.raises(WeightsError, match=r"model.safetensors: thinker\..* found the file's end after \d+"):
+        load_thinker(small_checkpoint)
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
