@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,11 @@ class Checkpoint:
         return cls(folder=folder, config=ThinkerConfig.from_json(folder))
 
     def load_weights(
-        self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        meanwhile: Callable[[ThinkerWeights], object] | None = None,
     ) -> ThinkerWeights:
         """Read the weights, or make them.
 
@@ -74,16 +79,20 @@ class Checkpoint:
             device: Where they go.
             dtype: Kind of their numbers. None keeps the checkpoint's own; random weights are bfloat16
                 on an accelerator and float32 on the CPU.
+            meanwhile: Called with the weights once they are in their places, while they may still be read.
 
         Raises:
             WeightsError: Weights are missing or broken, or are not the config's.
         """
         if self.random_seed is None:
-            return load_weights(self.folder, device=device, dtype=dtype)
+            return load_weights(self.folder, device=device, dtype=dtype, meanwhile=meanwhile)
         logger.info("making random weights, seed %d\n%s", self.random_seed, self.config.describe())
         on_cpu = torch.device(device).type == "cpu"
         usual = torch.float32 if on_cpu else torch.bfloat16
-        return random_weights(self.config, device=device, dtype=dtype or usual, seed=self.random_seed)
+        weights = random_weights(self.config, device=device, dtype=dtype or usual, seed=self.random_seed)
+        if meanwhile is not None:
+            meanwhile(weights)
+        return weights
 
     def load_tokenizer(self) -> Tokenizer:
         """Read the tokenizer; random weights without one beside them get one id per byte.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    meanwhile: Callable[[ThinkerWeights], object] | None = None,
 ) -> ThinkerWeights:
     """Load the weights of a checkpoint's Thinker; its other parts are passed over.
 
@@ -49,6 +50,8 @@ def load_weights(
         path: A folder with ``config.json`` and weights in any layout and arrangement.
         device: Where the weights go.
         dtype: Kind of their numbers; None keeps the checkpoint's own, which is the embedding's.
+        meanwhile: What the caller's thread can do while others read: called with the weights, which are in
+            their places and hold nothing yet.
 
     Raises:
         ConfigError: The config is missing or does not describe a Thinker.
@@ -60,7 +63,7 @@ def load_weights(
     logger.info("loading the Thinker from %s\n%s", folder, config.describe())
     copies = _checked_copies(find_tensors(folder), config, folder)
     weights = ThinkerWeights.empty(config, device, dtype or _own_dtype(copies))
-    _fill(copies, weights)
+    _fill(copies, weights, meanwhile)
     num_bytes = sum(copy.stored.num_bytes for copy in copies)
     logger.info("loaded %d tensors, %d bytes, in %.1f s", len(copies), num_bytes, time.monotonic() - begun)
     return weights
@@ -108,7 +111,9 @@ def _own_dtype(copies: list[Copy]) -> torch.dtype:
     return next(DTYPES[c.stored.dtype] for c in copies if c.place.name == "embed_tokens.weight")
 
 
-def _fill(copies: list[Copy], weights: ThinkerWeights) -> None:
+def _fill(
+    copies: list[Copy], weights: ThinkerWeights, meanwhile: Callable[[ThinkerWeights], object] | None
+) -> None:
     destinations = weights.named_destinations()
     # One iterator for all readers, each of which takes the next tensor as soon as it can.
     in_file_order = iter(sorted(copies, key=lambda copy: (copy.stored.file, copy.stored.start)))
@@ -123,7 +128,10 @@ def _fill(copies: list[Copy], weights: ThinkerWeights) -> None:
 
     num_readers = _num_readers(weights.embedding_VD.device)
     with ThreadPoolExecutor(num_readers, "weights") as readers:
-        for done in [readers.submit(fill) for _ in range(num_readers)]:
+        filled = [readers.submit(fill) for _ in range(num_readers)]
+        if meanwhile is not None:
+            meanwhile(weights)
+        for done in filled:
             done.result()
 
 

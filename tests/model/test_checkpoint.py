@@ -8,6 +8,7 @@ import torch
 
 from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_model.errors import ConfigError, TokenizerError
+from thinkstream_model.parameters import ThinkerWeights
 
 
 def test_a_folder(small_checkpoint: Path) -> None:
@@ -27,6 +28,13 @@ def test_what_does_not_exist(model: str) -> None:
 def test_a_file_is_not_a_folder(small_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         Checkpoint.resolve(small_checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize("model", ["{}", "random:{}/config.json"])
+def test_hands_the_weights_out_before_they_are_there(small_checkpoint: Path, model: str) -> None:
+    seen: list[ThinkerWeights] = []
+    weights = Checkpoint.resolve(model.format(small_checkpoint)).load_weights(meanwhile=seen.append)
+    assert [id(other) for other in seen] == [id(weights)]
 
 
 def test_random_weights(small_checkpoint: Path, tmp_path: Path) -> None:

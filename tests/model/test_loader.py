@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ConfigError, WeightsError
-from thinkstream_model.loader import load_thinker
+from thinkstream_model.loader import load_thinker, load_weights
 from thinkstream_model.parameters import ThinkerWeights
 
 
@@ -211,6 +211,21 @@ def test_a_file_that_shrinks_after_it_was_checked(
     monkeypatch.setattr(ThinkerWeights, "empty", shrink)
     with pytest.raises(WeightsError, match=r"model.safetensors: thinker\..* found the file's end after \d+"):
         load_thinker(small_checkpoint)
+
+
+def test_something_else_can_be_done_with_the_weights_meanwhile(small_checkpoint: Path) -> None:
+    seen: list[ThinkerWeights] = []
+    weights = load_weights(small_checkpoint, meanwhile=seen.append)
+    assert len(seen) == 1
+    assert seen[0] is weights
+
+
+def test_what_fails_meanwhile_ends_the_load(small_checkpoint: Path) -> None:
+    def fail(weights: ThinkerWeights) -> None:
+        raise MemoryError(str(weights.config.num_layers))
+
+    with pytest.raises(MemoryError, match="2"):
+        load_weights(small_checkpoint, meanwhile=fail)
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
