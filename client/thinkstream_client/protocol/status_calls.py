@@ -87,7 +87,7 @@ class SessionInfo:
     @property
     def load(self) -> dict[str, int]:
         """What the replica has in hand, of ``LOAD_FIELDS`` those that it tells."""
-        return {name: int(self.info[name]) for name in LOAD_FIELDS if self.info.get(name, "").isdecimal()}
+        return {name: int(self.info[name]) for name in LOAD_FIELDS if _is_count(self.info.get(name, ""))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +244,11 @@ def _session(name: bytes, lease_left_ms: int, owned: int, flat: Any) -> SessionI
 
 def _count(text: str) -> int:
     """A number as sessions write it; 0 for what others wrote, so that such a session is given nothing."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+    return int(text) if _is_count(text) else 0
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 16
 
 
 def _event(entry_id: bytes, found: dict[str, bytes]) -> Event:

@@ -25,3 +25,11 @@ def test_a_session_tells_its_load_with_each_beat(queue: Queue) -> None:
     (found,) = queue.run(functions.sessions(KEYS, 0))
     assert found.info == {"pid": "7", "waiting": "2", "tokens": "40"}
     assert (found.draining, found.alone) == (False, None)
+
+
+def test_a_load_that_is_no_number_is_left_out(queue: Queue) -> None:
+    session = queue.hello()
+    rubbish = {"waiting": "1" * 5000, "tokens": "٣", "free_blocks": "many", "num_blocks": "7"}
+    queue.run(functions.beat(KEYS, 0, session, "n", info=rubbish))
+    (found,) = queue.run(functions.sessions(KEYS, 0))
+    assert found.load == {"num_blocks": 7}
