@@ -9,6 +9,7 @@ from typing import Self, Unpack
 from .aio_job import AsyncJob
 from .aio_runner import AsyncRunner
 from .batch import AsyncBatchJob
+from .checks import check_kind
 from .core.batch_core import BatchOptions
 from .core.client_core import ClientCore
 from .core.compose import (
@@ -44,6 +45,7 @@ class AsyncClient:
     Raises:
         ServiceUnavailable: Nothing says where the service is.
         ConfigError: The URL is none of Redis.
+        InvalidRequest: The namespace is no name, or the patience is outside its range.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class AsyncClient:
         patience_s: float = PATIENCE_S,
         settings: RedisSettings | None = None,
     ) -> None:
-        self.settings = settings or find_service(url, namespace)
-        self._runner = AsyncRunner(self.settings)
+        if settings is None:
+            settings = find_service(url, namespace)
+        self.settings = check_kind("settings", settings, RedisSettings, "settings of Redis")
         self._core = ClientCore(self.settings, patience_s=patience_s)
+        self._runner = AsyncRunner(self.settings)
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -178,7 +182,19 @@ class AsyncClient:
     async def jobs(
         self, *, tag: str | None = None, tenant: str = "default", limit: int = 100
     ) -> list[JobSummary]:
-        """Returns a tenant's jobs, those with a tag where one is given, newest first."""
+        """Returns a tenant's jobs, those with a tag where one is given, newest first.
+
+        One whose record in Redis others have broken is left out, and a warning logged; by its id it
+        raises ``RecordInvalid``.
+
+        Args:
+            tag: A label.
+            tenant: Whose they are.
+            limit: Jobs at most, up to a million.
+
+        Raises:
+            InvalidRequest: A name or the limit is outside its range.
+        """
         return await self._runner.run(self._core.jobs(tenant, tag, limit))
 
     async def wait_batch(

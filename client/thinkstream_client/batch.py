@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
+from .checks import check_wait
 from .core.batch_core import BLOCK_MS, BatchCore, BatchProgress
 from .core.client_core import ClientCore
 from .core.effects import AsyncRun, Run
@@ -57,6 +58,7 @@ class BatchJob:
             ServiceUnavailable: The connection was lost and did not come back.
             TimeoutError: The end did not come in time.
         """
+        check_wait("timeout_s", timeout_s)
         self._run(self._client.connect())
         self._run(self._batch.submit_all())
         return self._run(self._client.wait_batch(self._batch.options.tenant, self.id, timeout_s))
@@ -154,6 +156,7 @@ class AsyncBatchJob:
             ServiceUnavailable: The connection was lost and did not come back.
             TimeoutError: The end did not come in time.
         """
+        check_wait("timeout_s", timeout_s)
         await self._run(self._client.connect())
         await self._run(self._batch.submit_all())
         return await self._run(self._client.wait_batch(self._batch.options.tenant, self.id, timeout_s))

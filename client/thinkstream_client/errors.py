@@ -38,6 +38,18 @@ if TYPE_CHECKING:
     from .core.results import JobResult
 
 
+_MAX_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message shows it: shortened, and by its type alone where it cannot be written."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of thousands of digits, for one
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
 class ThinkstreamError(Exception):
     """Root of the tree.
 
@@ -67,10 +79,7 @@ class InvalidRequest(RequestError):
     code = "InvalidRequest"
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        super().__init__(f"{field}: got {shown}, allowed: {allowed}")
+        super().__init__(f"{field}: got {shown(value)}, allowed: {allowed}")
         self.field, self.value, self.allowed = field, value, allowed
 
 

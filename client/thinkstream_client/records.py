@@ -7,11 +7,11 @@ travel is ``functions``'. Nothing here knows Redis.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType, cast
 
+from .checks import check_integer, check_kind, check_number, check_text
 from .errors import InvalidRequest
 
 SessionId = NewType("SessionId", str)
@@ -23,6 +23,9 @@ MAX_STOP_BYTES = 256
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_TAGS = 8
+MAX_TOKEN_ID = (1 << 31) - 1
+MAX_TOKENS = 1 << 20
+"""Tokens that a result has at most."""
 PRIORITIES = ("high", "normal", "low")
 """Class names by priority number: 0 is served first."""
 
@@ -73,7 +76,7 @@ class Message:
     """One turn of a chat.
 
     Raises:
-        InvalidRequest: The role is unknown, or the content is no text.
+        InvalidRequest: The role is unknown, or the content is no valid text.
     """
 
     role: str
@@ -82,7 +85,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ("system", "user", "assistant"):
             raise InvalidRequest("messages.role", self.role, "system, user or assistant")
-        _instance("messages.content", self.content, str, "text")
+        check_text("messages.content", self.content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +119,7 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _integer("max_tokens", self.max_tokens, 1, 1 << 20)
+        _integer("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _integer("seed", self.seed, 0, (1 << 64) - 1)
         if type(self.ignore_eos) is not bool:
@@ -129,16 +132,14 @@ class SamplingParams:
             raise InvalidRequest("sampling.stop", self.stop, f"up to {MAX_STOP_STRINGS} strings")
         for place, text in enumerate(self.stop):
             allowed = f"a string of 1 to {MAX_STOP_BYTES} bytes"
-            _instance(f"sampling.stop[{place}]", text, str, allowed)
-            if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
+            if not 1 <= len(check_text(f"sampling.stop[{place}]", text, allowed)) <= MAX_STOP_BYTES:
                 raise InvalidRequest(f"sampling.stop[{place}]", text, allowed)
         if not _is_sequence_of(self.stop_token_ids, object) or len(self.stop_token_ids) > MAX_STOP_STRINGS:
             raise InvalidRequest(
                 "sampling.stop_token_ids", self.stop_token_ids, f"up to {MAX_STOP_STRINGS} ids"
             )
         for place, token_id in enumerate(self.stop_token_ids):
-            _instance(f"sampling.stop_token_ids[{place}]", token_id, int, "an id of the vocabulary")
-            _integer(f"stop_token_ids[{place}]", token_id, 0, (1 << 31) - 1)
+            check_integer(f"sampling.stop_token_ids[{place}]", token_id, 0, MAX_TOKEN_ID)
 
     def _check_bias(self) -> None:
         is_mapping = isinstance(self.logit_bias, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -147,8 +148,8 @@ class SamplingParams:
                 "sampling.logit_bias", self.logit_bias, f"up to {MAX_LOGIT_BIAS} ids with a bias"
             )
         for token_id, bias in self.logit_bias.items():
-            _integer("logit_bias", token_id, 0, (1 << 31) - 1)
-            _number("logit_bias", bias, -100.0, 100.0)
+            check_integer("sampling.logit_bias", token_id, 0, MAX_TOKEN_ID)
+            check_number(f"sampling.logit_bias[{token_id}]", bias, -100.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,26 +180,25 @@ class Request:
         if len(given) != 1:
             raise InvalidRequest("prompt", given, "exactly one of prompt, messages and token_ids")
         self._check_types()
-        _integer("grain", self.grain, 1, 1024, prefix="")
+        check_integer("grain", self.grain, 1, 1024)
         if not 1 <= self.num_prompt_bytes <= MAX_PROMPT_BYTES:
             raise InvalidRequest(given[0], f"{self.num_prompt_bytes} bytes", f"1 to {MAX_PROMPT_BYTES} bytes")
         for token_id in self.token_ids or ():
-            _integer("token_ids", token_id, 0, (1 << 31) - 1, prefix="")
+            check_integer("token_ids", token_id, 0, MAX_TOKEN_ID)
         if len(self.tags) > MAX_TAGS:
             raise InvalidRequest("tags", self.tags, f"up to {MAX_TAGS} tags")
 
     def _check_types(self) -> None:
         if self.prompt is not None:
-            _instance("prompt", self.prompt, str, "text")
+            check_text("prompt", self.prompt)
         if self.messages is not None:
             if not _is_sequence_of(self.messages, object):
                 raise InvalidRequest("messages", self.messages, "a sequence of messages")
             for place, message in enumerate(self.messages):
-                _instance(f"messages[{place}]", message, Message, "a message")
+                check_kind(f"messages[{place}]", message, Message, "a message")
         if self.token_ids is not None and not _is_sequence_of(self.token_ids, int):
             raise InvalidRequest("token_ids", self.token_ids, "a sequence of integers")
-        _instance("sampling", self.sampling, SamplingParams, "sampling parameters")
-        _instance("grain", self.grain, int, "an integer in [1, 1024]")
+        check_kind("sampling", self.sampling, SamplingParams, "sampling parameters")
         if not _is_sequence_of(self.tags, str):
             raise InvalidRequest("tags", self.tags, "a sequence of names")
 
@@ -206,9 +206,9 @@ class Request:
     def num_prompt_bytes(self) -> int:
         """Size of the prompt as given: UTF-8 bytes of text, four bytes per token id."""
         if self.prompt is not None:
-            return len(self.prompt.encode("utf-8", "surrogatepass"))
+            return len(self.prompt.encode())
         if self.messages is not None:
-            return sum(len(m.content.encode("utf-8", "surrogatepass")) for m in self.messages)
+            return sum(len(m.content.encode()) for m in self.messages)
         return 4 * len(self.token_ids or ())
 
 
@@ -286,35 +286,15 @@ class Finish:
     error: JobFailure | None = None
 
 
-def _instance(field: str, value: object, kind: type, allowed: str) -> None:
-    if not isinstance(value, kind):
-        raise InvalidRequest(field, value, allowed)
-
-
 def _is_sequence_of(value: object, kind: type) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(v, kind) for v in cast("list[object]", value))
 
 
-def _number(
-    name: str,
-    value: object,
-    low: float,
-    high: float,
-    *,
-    open_low: bool = False,
-    prefix: str = "sampling.",
-) -> None:
-    if value is None:
-        return
-    allowed = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(prefix + name, value, allowed)
-    if math.isnan(value) or value > high or value < low or (open_low and value == low):
-        raise InvalidRequest(prefix + name, value, allowed)
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    if value is not None:
+        check_number(f"sampling.{name}", value, low, high, open_low=open_low)
 
 
-def _integer(name: str, value: object, low: int, high: int, *, prefix: str = "sampling.") -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(prefix + name, value, f"an integer in [{low}, {high}]")
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if value is not None:
+        check_integer(f"sampling.{name}", value, low, high)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from .errors import ConfigError
+from .checks import check_integer
+from .errors import ConfigError, InvalidRequest
 from .keys import Keys, check_name
 from .protocol.address import Address, Topology, parse_address
 
 CLUSTER_PARTITIONS = 16
 """Partitions of a namespace that is set up in a Cluster without saying how many."""
+
+MAX_PARTITIONS = 1024
 
 _SECRET = re.compile(r"(://[^:/@]*:)[^@]*(@)|([?&](?:\w*_)?password=)[^&]*")
 _FORMS = (
@@ -52,14 +55,19 @@ class RedisSettings:
     """The URL, taken apart."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"Redis URL of type {type(self.url).__name__}: expected {_FORMS}")
         object.__setattr__(self, "masked_url", _SECRET.sub(r"\1\3***\2", self.url))
         try:
             object.__setattr__(self, "address", parse_address(self.url))
         except ValueError:
             raise ConfigError(f"Redis URL {self.masked_url}: expected {_FORMS}") from None
         check_name("namespace", self.namespace)
-        if self.num_partitions is not None and not 1 <= self.num_partitions <= 1024:
-            raise ConfigError(f"num_partitions: got {self.num_partitions}, expected at least 1, at most 1024")
+        if self.num_partitions is not None:
+            try:
+                check_integer("num_partitions", self.num_partitions, 1, MAX_PARTITIONS)
+            except InvalidRequest as error:
+                raise ConfigError(str(error)) from None
 
     @property
     def keys(self) -> Keys:

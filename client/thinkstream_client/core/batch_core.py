@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from thinkstream_client.checks import check_integer
 from thinkstream_client.errors import InvalidRequest, JobCancelled, QueueFull, StreamForked, ThinkstreamError
 from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.protocol import functions, wire
@@ -29,6 +30,8 @@ from .submission import Submission, submission_of
 
 BLOCK_MS = 250
 """How long a follower waits for an entry before it looks for new jobs to follow."""
+
+MAX_IN_FLIGHT = 1 << 20
 
 _IDLE_S = 0.5
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
@@ -56,13 +59,12 @@ class BatchOptions:
     max_in_flight: int = 1024
 
     def __post_init__(self) -> None:
-        if not _SAFE_ID.fullmatch(self.batch_id):
+        if not isinstance(self.batch_id, str) or not _SAFE_ID.fullmatch(self.batch_id):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest("batch_id", self.batch_id, "1 to 63 of A-Z a-z 0-9 . _ -")
         check_name("tenant", self.tenant)
         priority_number(self.priority)
         deadline_ms(self.deadline_s)
-        if self.max_in_flight < 1:
-            raise InvalidRequest("max_in_flight", self.max_in_flight, "at least 1")
+        check_integer("max_in_flight", self.max_in_flight, 1, MAX_IN_FLIGHT)
 
     def job_id(self, custom_id: str) -> str:
         """Returns the id of an item's job: the same one each time."""

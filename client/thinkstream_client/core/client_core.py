@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from thinkstream_client.checks import MAX_S, check_integer, check_number, check_wait
 from thinkstream_client.errors import (
     ConfigError,
-    InvalidRequest,
     QueueFull,
     ServiceUnavailable,
     StreamForked,
@@ -18,7 +18,7 @@ from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import BatchEnd
 from thinkstream_client.protocol.namespace import settle
 from thinkstream_client.protocol.server_check import ServerInfo, server_check
-from thinkstream_client.records import JobRef, JobStatus, TokenChunk
+from thinkstream_client.records import MAX_TOKENS, JobRef, JobStatus, TokenChunk
 from thinkstream_client.settings import RedisSettings
 
 from .batch_core import BatchCore, BatchOptions
@@ -42,9 +42,13 @@ class ClientCore:
     Args:
         settings: Where the service is.
         patience_s: How long a connection that was lost is tried again.
+
+    Raises:
+        InvalidRequest: The patience is no number of seconds from 0 to a year.
     """
 
     def __init__(self, settings: RedisSettings, *, patience_s: float = PATIENCE_S) -> None:
+        check_number("patience_s", patience_s, 0, MAX_S)
         self._settings, self._patience_s = settings, patience_s
         self._keys = settings.keys  # those that the namespace has, once we are connected
         self._server: ServerInfo | None = None
@@ -77,6 +81,7 @@ class ClientCore:
             Conflict: An id is taken by another payload.
             QueueFull: There is no room, or none came in time. Jobs before the refused one are in.
         """
+        check_wait("timeout_s", timeout_s)
         yield from self.connect()
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         pending = list(submissions)
@@ -167,6 +172,7 @@ class ClientCore:
         Raises:
             ServiceUnavailable: None came in time.
         """
+        check_number("timeout_s", timeout_s, 0, MAX_S)
         end_s = time.monotonic() + timeout_s
         while all(replica.draining for replica in (yield from self.replicas())):
             if time.monotonic() >= end_s:
@@ -187,10 +193,10 @@ class ClientCore:
         """Returns a stream of a job's chunks; nothing is asked before its first ``next_chunk``.
 
         Raises:
-            InvalidRequest: ``from_index`` is no number of tokens.
+            InvalidRequest: ``from_index`` is no number of tokens, or the timeout none of seconds.
         """
-        if isinstance(from_index, bool) or not isinstance(from_index, int) or from_index < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest("from_index", from_index, "an integer from 0")
+        check_integer("from_index", from_index, 0, MAX_TOKENS)
+        check_wait("timeout_s", timeout_s)
         follower = Follower(lambda: self._keys, patience_s=self._patience_s)
         return ChunkStream(follower, ref, from_index=from_index, submission=submission, timeout_s=timeout_s)
 
@@ -217,6 +223,7 @@ class ClientCore:
             TimeoutError: The end did not come in time.
             ConfigError: ``confirm`` was asked of a server that keeps no append-only file or never syncs it.
         """
+        check_wait("timeout_s", timeout_s)
         server = yield from self.connect()
         if confirm and not server.append_only:
             raise ConfigError(f"this {server.name} keeps no append-only file: nothing can be confirmed")
@@ -250,6 +257,7 @@ class ClientCore:
             BatchNotFound: There is no such batch.
             TimeoutError: The end did not come in time.
         """
+        check_wait("timeout_s", timeout_s)
         yield from self.connect()
         return (yield from wait_for_end(self._keys, tenant, batch_id, timeout_s, self._patience_s))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar
 
+from thinkstream_client.checks import check_kind, check_number, check_several
 from thinkstream_client.errors import InvalidRequest
 from thinkstream_client.keys import check_name
 from thinkstream_client.protocol.job_calls import MAX_DEADLINE_MS
@@ -53,6 +54,9 @@ class BatchItem:
         error: Why it cannot be taken.
         is_chat: Whether a result line is to look like a chat completion.
         model: The model that a line names; only copied to the answer.
+
+    Raises:
+        InvalidRequest: The name is no text, or the request none.
     """
 
     number: int
@@ -61,6 +65,11 @@ class BatchItem:
     error: InvalidRequest | None = None
     is_chat: bool = False
     model: str = ""
+
+    def __post_init__(self) -> None:
+        check_kind("custom_id", self.custom_id, str, "text")
+        if self.request is not None:
+            check_kind("request", self.request, Request, "a request")
 
 
 def new_job_id() -> str:
@@ -87,9 +96,7 @@ def deadline_ms(deadline_s: float | None) -> int | None:
     """
     if deadline_s is None:
         return None
-    is_number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_number or not 0 < deadline_s <= MAX_DEADLINE_MS / 1000:
-        raise InvalidRequest("deadline_s", deadline_s, f"a number in (0, {MAX_DEADLINE_MS // 1000}]")
+    check_number("deadline_s", deadline_s, 0, MAX_DEADLINE_MS // 1000, open_low=True)
     return max(1, round(deadline_s * 1000))
 
 
@@ -140,11 +147,11 @@ def compose_request(
     """
     if sampling is not None and fields:
         raise InvalidRequest("sampling", sorted(fields), "either sampling or single fields, not both")
-    turns = None if messages is None else _several("messages", messages, "a sequence of messages")
+    turns = None if messages is None else check_several("messages", messages, "a sequence of messages")
     return Request(
         prompt=prompt,
         messages=None if turns is None else tuple(_message(place, turn) for place, turn in enumerate(turns)),
-        token_ids=None if token_ids is None else _several("token_ids", token_ids, "a sequence of integers"),
+        token_ids=None if token_ids is None else _ids(token_ids),
         sampling=sampling if sampling is not None else sampling_from_fields(fields or {}),
         grain=LIVE_GRAIN if stream else BULK_GRAIN,
         tags=_labels(tags),
@@ -154,7 +161,7 @@ def compose_request(
 def batch_items(
     given: Iterable[str | Request | BatchItem], sampling: SamplingParams | None, tags: Iterable[str]
 ) -> Iterator[BatchItem]:
-    """Yields the items of a batch; plain text becomes a prompt with ``sampling``.
+    """Returns the items of a batch; plain text becomes a prompt with ``sampling``.
 
     Args:
         given: Prompts, requests or items.
@@ -162,14 +169,15 @@ def batch_items(
         tags: Labels to add to each.
 
     Raises:
-        InvalidRequest: A tag is no name.
+        InvalidRequest: A tag is no name, or the requests are no sequence.
     """
-    labels = _labels(tags)
-    for number, one in enumerate(_prompts(given), start=1):
+    labels, several = _labels(tags), _prompts(given)
+
+    def item_of(number: int, one: str | Request | BatchItem) -> BatchItem:
         item = one if isinstance(one, BatchItem) else _bulk_item(one, number, sampling)
-        if item.request is not None and labels:
-            item = _labelled(item, item.request, labels)
-        yield item
+        return item if item.request is None or not labels else _labelled(item, item.request, labels)
+
+    return (item_of(number, one) for number, one in enumerate(several, start=1))
 
 
 def _bulk_item(given: str | Request, number: int, sampling: SamplingParams | None) -> BatchItem:
@@ -209,20 +217,15 @@ def _bulk_request(given: str | Request, sampling: SamplingParams | None) -> Requ
 
 
 def _labels(tags: Iterable[str]) -> tuple[str, ...]:
-    return tuple(check_name("tags", tag) for tag in _several("tags", tags, "a sequence of names"))
+    return tuple(check_name("tags", tag) for tag in check_several("tags", tags, "a sequence of names"))
+
+
+def _ids(token_ids: Iterable[int]) -> tuple[int, ...]:
+    return tuple(check_several("token_ids", token_ids, "a sequence of integers"))
 
 
 def _prompts(given: Iterable[T]) -> Iterable[T]:
-    if isinstance(given, str):
-        raise InvalidRequest("requests", given, "a sequence of prompts")
-    return given
-
-
-def _several(field: str, given: Iterable[T], allowed: str) -> tuple[T, ...]:
-    # A text is a sequence of texts too, and never what was meant.
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(field, given, allowed)
-    return tuple(given)
+    return check_several("requests", given, "a sequence of prompts")
 
 
 def _message(place: int, given: Message | Mapping[str, str] | tuple[str, str]) -> Message:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar
 
-from thinkstream_client.errors import ThinkstreamError
-from thinkstream_client.keys import Keys
+from thinkstream_client.checks import check_integer, check_number
+from thinkstream_client.errors import InvalidRequest, ThinkstreamError
+from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import Backlog, ClassBacklog, SessionInfo, TenantInfo
@@ -16,6 +17,9 @@ from thinkstream_client.protocol.server_check import ServerInfo
 from .effects import Operation, ask_many
 
 T = TypeVar("T")
+
+MAX_CAP = 10**13
+"""A cap of more is none: the functions count no further."""
 
 
 class TenantSettings(TypedDict, total=False):
@@ -81,11 +85,23 @@ def tenant_set(keys: Keys, tenant: str, settings: TenantSettings, patience_s: fl
     Raises:
         InvalidRequest: The name or a value is outside its range.
     """
+    _check_settings(tenant, settings)
     yield from ask_all(
         [functions.tenant_set(keys, p, tenant, **settings) for p in keys.partitions], patience_s
     )
     found = yield from _tenants(keys, patience_s)
     return next((one for one in found if one.tenant == tenant), TenantInfo(tenant=tenant))
+
+
+def _check_settings(tenant: str, settings: TenantSettings) -> None:
+    check_name("tenant", tenant)
+    for name, value in settings.items():
+        if name not in TenantSettings.__annotations__:
+            raise InvalidRequest(name, value, "no such setting")
+        if name == "weight" and value is not None:
+            check_number(name, value, 0.001, 1000)
+        elif value is not None:
+            check_integer(name, value, 0, MAX_CAP)
 
 
 def _tenants(keys: Keys, patience_s: float) -> Operation[tuple[TenantInfo, ...]]:

@@ -77,5 +77,5 @@ def submission_of(
         request=request,
         priority=priority_number(priority),
         deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
-        batch=batch,
+        batch=None if batch is None else check_name("batch", batch),
     )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from thinkstream_client.checks import check_integer
 from thinkstream_client.errors import JobNotFound, RecordInvalid
 from thinkstream_client.keys import Keys, check_name
-from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStatus, SessionId
+from thinkstream_client.records import PRIORITIES, FinishReason, JobFailure, JobRef, JobStatus, SessionId
 
 from .call import Call, function_call
 from .wire import RawEntry, decode_failure, parse_stream_entry
 
+logger = logging.getLogger(__name__)
+
+MAX_LISTED = 1_000_000
+"""Jobs that one call lists at most."""
+
+_MAX_DIGITS = 15
 _INFO_FIELDS = (
     "status",
     "n",
@@ -146,16 +154,21 @@ def list_jobs(
 ) -> Call[list[JobSummary]]:
     """Lists a tenant's jobs of one partition, those with a tag where one is given, newest first.
 
-    Jobs are listed until a day after their result has gone.
+    Jobs are listed until a day after their result has gone. One whose hash is not a job's is left out, with a
+    warning in the log: the others are no worse for it.
+
+    Raises:
+        InvalidRequest: A name or the limit is outside its range.
     """
     check_name("tenant", tenant)
     if tag is not None:
         check_name("tags", tag)
+    check_integer("limit", limit, 1, MAX_LISTED)
 
     def parse(reply: Any) -> list[JobSummary]:
-        return [_job_summary(tenant, row) for row in reply]
+        return _job_summaries(tenant, reply)
 
-    return Call(function_call("list", keys.prefix(partition), tenant, tag or "", max(1, limit)), parse)
+    return Call(function_call("list", keys.prefix(partition), tenant, tag or "", limit), parse)
 
 
 def read_results(
@@ -199,8 +212,22 @@ def _entry_id(position: int | tuple[int, int]) -> str:
     return f"{num_tokens}-{mk}"
 
 
-def _integer(value: bytes | None) -> int | None:
-    return None if not value else int(value)
+def _integer(value: bytes | None) -> int:
+    # Our own numbers are digits and no more: ``int`` would take signs, blanks and thousands of digits too.
+    if value is None or not value.isdigit() or len(value) > _MAX_DIGITS:
+        raise ValueError("not a number of ours")
+    return int(value)
+
+
+def _optional(value: bytes | None) -> int | None:
+    return _integer(value) if value else None
+
+
+def _priority(value: bytes | None) -> int:
+    priority = _integer(value)
+    if priority >= len(PRIORITIES):
+        raise ValueError("not a class of ours")
+    return priority
 
 
 def _tags(value: bytes | None) -> tuple[str, ...]:
@@ -208,24 +235,24 @@ def _tags(value: bytes | None) -> tuple[str, ...]:
 
 
 def _job_info(ref: JobRef, found: Mapping[str, Any]) -> JobInfo:
-    ended = _integer(found["n"])
+    ended = _optional(found["n"])
     return JobInfo(
         ref=ref,
         status=JobStatus(found["status"].decode()),
-        n=(_integer(found["claim_n"]) or 0) if ended is None else ended,
-        mk=int(found["mk"]),
-        grain=int(found["grain"]),
-        attempts=int(found["attempts"]),
-        claims=int(found["claims"]),
+        n=(_optional(found["claim_n"]) or 0) if ended is None else ended,
+        mk=_integer(found["mk"]),
+        grain=_integer(found["grain"]),
+        attempts=_integer(found["attempts"]),
+        claims=_integer(found["claims"]),
         suspect=found["suspect"] == b"1",
-        priority=int(found["priority"]),
+        priority=_priority(found["priority"]),
         owner=SessionId(found["owner"].decode()) if found["owner"] else None,
-        submitted_ms=int(found["submitted"]),
-        claimed_ms=_integer(found["claimed"]),
-        finished_ms=_integer(found["finished"]),
-        deadline_at_ms=_integer(found["deadline"]),
-        result_ttl_ms=int(found["ttl"]),
-        cost=int(found["cost"]),
+        submitted_ms=_integer(found["submitted"]),
+        claimed_ms=_optional(found["claimed"]),
+        finished_ms=_optional(found["finished"]),
+        deadline_at_ms=_optional(found["deadline"]),
+        result_ttl_ms=_integer(found["ttl"]),
+        cost=_integer(found["cost"]),
         tags=_tags(found["tags"]),
         reason=FinishReason(found["reason"].decode()) if found["reason"] else None,
         failure=decode_failure(found["error"]) if found["error"] else None,
@@ -234,15 +261,30 @@ def _job_info(ref: JobRef, found: Mapping[str, Any]) -> JobInfo:
     )
 
 
+def _job_summaries(tenant: str, rows: Sequence[Any]) -> list[JobSummary]:
+    found: list[JobSummary] = []
+    broken: list[bytes] = []
+    for row in rows:
+        try:
+            found.append(_job_summary(tenant, row))
+        except (TypeError, ValueError):
+            broken.append(row[0])
+    if broken:
+        logger.warning(
+            "left out %d jobs of tenant %s whose hashes are not a job's: %s", len(broken), tenant, broken[:10]
+        )
+    return found
+
+
 def _job_summary(tenant: str, row: Any) -> JobSummary:
     job_id, status, priority, submitted, finished, n, reason, tags = row
     return JobSummary(
         ref=JobRef(tenant, job_id.decode()),
         status=JobStatus(status.decode()),
-        priority=int(priority),
-        submitted_ms=int(submitted),
-        finished_ms=_integer(finished),
-        n=_integer(n),
+        priority=_priority(priority),
+        submitted_ms=_integer(submitted),
+        finished_ms=_optional(finished),
+        n=_optional(n),
         reason=FinishReason(reason.decode()) if reason else None,
         tags=_tags(tags),
     )
