@@ -200,19 +200,20 @@ def _merge(files: Iterable[Path]) -> dict[str, StoredTensor]:
 def _by_index(index: Path) -> dict[str, StoredTensor]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shard_of = {str(name): index.parent / str(shard) for name, shard in weight_map.items()}
+        shard_of = {str(name): str(shard) for name, shard in weight_map.items()}
     except OSError as error:
         raise WeightsError(index, "", "a readable file", error.strerror or error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(index, "", "JSON with a weight_map from tensors to files", repr(error)) from error
-    shards = sorted(set(shard_of.values()))
-    for shard in shards:
-        if not shard.is_file():
-            raise WeightsError(shard, "", f"a shard that {index.name} names", "no such file")
-    found = _merge(shards)
+    file_of = {shard: index.parent / shard for shard in set(shard_of.values())}
+    files = sorted(set(file_of.values()))
+    for file in files:
+        if not file.is_file():
+            raise WeightsError(file, "", f"a shard that {index.name} names", "no such file")
+    found = _merge(files)
     for name, shard in shard_of.items():
         if name not in found:
-            raise WeightsError(shard, name, f"a tensor that {index.name} names", "nothing")
+            raise WeightsError(file_of[shard], name, f"a tensor that {index.name} names", "nothing")
     return found
 
 

@@ -133,6 +133,14 @@ def test_a_missing_shard_is_named(tmp_path: Path, *, with_index: bool) -> None:
     assert _refused(tmp_path).file == str(tmp_path / _shard(2, 3))
 
 
+def test_an_index_that_spells_a_shard_in_two_ways(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(1), "b": torch.ones(1)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    weight_map = {"a": "x.safetensors", "b": "./x.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert find_tensors(tmp_path).keys() == tensors.keys()
+
+
 def test_a_tensor_that_only_the_index_knows(tmp_path: Path) -> None:
     _save_shards(tmp_path, with_index=True)
     save_file({"t1": torch.zeros(2, 2)}, tmp_path / _shard(2, 3))
