@@ -5,10 +5,12 @@ The state file is a small JSON object, readable by its owner alone because the U
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -58,45 +60,102 @@ class ServiceState:
 
 
 def state_dir() -> Path:
-    """Returns the state folder: ``$THINKSTREAM_STATE_DIR``, else ``~/.local/state/thinkstream``."""
+    """Returns the state folder: ``$THINKSTREAM_STATE_DIR``, else ``~/.local/state/thinkstream``.
+
+    Raises:
+        ConfigError: The variable is not set, and nothing says where the user's home is.
+    """
     given = os.environ.get(STATE_DIR_VARIABLE)
-    return Path(given) if given else Path.home() / ".local" / "state" / "thinkstream"
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".local" / "state" / "thinkstream"
+    except RuntimeError as error:
+        raise ConfigError(f"{error}; set {STATE_DIR_VARIABLE} to a folder") from error
 
 
-def write_state(state: ServiceState, folder: Path | None = None) -> Path:
-    """Writes the state file in one step, with mode 0600, and returns its path."""
-    folder = folder or state_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=STATE_FILE)  # mkstemp gives 0600
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(state), file, indent=1)
-    path = folder / STATE_FILE
-    os.replace(temporary, path)
+def made_state_dir() -> Path:
+    """Returns the state folder, which is made if missing, for its owner alone.
+
+    Raises:
+        ConfigError: It is no folder, or cannot be made.
+    """
+    folder = state_dir()
+    with naming(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    return folder
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Has what the system says of a path within the block come up as one line that names the path.
+
+    Raises:
+        ConfigError: In the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one step, with mode 0600: whoever reads it finds the old text or the new one.
+
+    Raises:
+        ConfigError: It cannot be written, the disk is full; the old one stays, and nothing beside it.
+    """
+    with naming(path), contextlib.ExitStack() as cleanup:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # which gives 0600
+        cleanup.callback(Path(temporary).unlink, missing_ok=True)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def write_state(state: ServiceState) -> Path:
+    """Writes the state file in one step, with mode 0600, and returns its path.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    path = made_state_dir() / STATE_FILE
+    write_whole(path, json.dumps(asdict(state), indent=1))
     return path
 
 
-def read_state(folder: Path | None = None) -> ServiceState | None:
+def read_state() -> ServiceState | None:
     """Returns the service that the state file names, or None where there is no file.
 
     Raises:
-        ConfigError: The file is not one of ours.
+        ConfigError: The file is not one of ours, or cannot be read.
     """
-    path = (folder or state_dir()) / STATE_FILE
+    path = state_dir() / STATE_FILE
+    with naming(path):
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    try:
-        return _parse(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return _parse(json.loads(text.decode()))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path} is not a state file of thinkstream; remove it") from error
 
 
-def remove_state(folder: Path | None = None) -> None:
-    """Removes the state file if there is one."""
-    ((folder or state_dir()) / STATE_FILE).unlink(missing_ok=True)
+def remove_state() -> None:
+    """Removes the state file if there is one.
+
+    Raises:
+        ConfigError: It cannot be removed.
+    """
+    path = state_dir() / STATE_FILE
+    with naming(path):
+        path.unlink(missing_ok=True)
 
 
 def find_service(url: str | None = None, namespace: str | None = None) -> RedisSettings:

@@ -6,17 +6,21 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from thinkstream_client.discovery import read_state, remove_state, state_dir
+from thinkstream_client.discovery import naming, read_state, remove_state, state_dir
 from thinkstream_client.errors import ServiceUnavailable
 
+from . import processes
 from .detached import decode_report, encode_arguments
 from .leftovers import end_processes, end_remote_actors
-from .serve import MAIN_PROCESS, only_one
+from .serve import MAIN_PROCESS
+from .state_folder import holder, only_one
 from .up_arguments import UpArguments
 
 LOG_FILE = "up.log"
 FORMER_LOG_FILE = "up.log.1"
+_KILL_TIMEOUT_S = 2.0
 
 
 def start_detached(arguments: UpArguments) -> None:
@@ -28,14 +32,15 @@ def start_detached(arguments: UpArguments) -> None:
         arguments: What it serves.
 
     Raises:
-        ConfigError, ServiceUnavailable: What the child said before it ended.
+        ConfigError, ServiceUnavailable: What the child said before it ended, or another service runs here.
     """
-    folder = state_dir()
-    with only_one():  # a service that runs still writes its log
-        if (folder / LOG_FILE).exists():
-            os.replace(folder / LOG_FILE, folder / FORMER_LOG_FILE)
+    log_path = state_dir() / LOG_FILE
+    with only_one(), naming(log_path):  # a service that runs still writes its log
+        if log_path.exists():
+            os.replace(log_path, log_path.with_name(FORMER_LOG_FILE))
+        log = log_path.open("ab")
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as line, (folder / LOG_FILE).open("ab") as log:
+    with os.fdopen(reading, "rb") as line, log:
         child = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.detached", str(writing)],
             stdin=subprocess.PIPE,
@@ -55,12 +60,12 @@ def start_detached(arguments: UpArguments) -> None:
             child.wait()
             raise
     if not said:
-        raise ServiceUnavailable(f"`up` ended with code {child.wait()}; see {folder / LOG_FILE}")
+        raise ServiceUnavailable(f"`up` ended with code {child.wait()}{_last_line(log_path)}; see {log_path}")
     decode_report(said).check()
 
 
 def stop_service(timeout_s: float) -> bool:
-    """Ends the service of this machine and whatever is left of it.
+    """Ends the service of this machine, one that is still starting too, and whatever is left of it.
 
     Args:
         timeout_s: How long it may drain before it is killed.
@@ -72,9 +77,9 @@ def stop_service(timeout_s: float) -> bool:
         ConfigError: The state file is broken.
         ServiceUnavailable: Ray does not end its actors.
     """
-    state = read_state()
+    is_held, state = _end_holder(timeout_s), read_state()
     if state is None:
-        return False
+        return is_held
     # The parts end with the main process; what does not, because that was killed, is ended one by one.
     end_processes(state, MAIN_PROCESS, timeout_s=timeout_s)
     end_processes(state)
@@ -82,3 +87,21 @@ def stop_service(timeout_s: float) -> bool:
         end_remote_actors(state)
         remove_state()
     return True
+
+
+def _end_holder(timeout_s: float) -> bool:
+    """Ends the process that holds the state folder; returns whether there was one."""
+    mark = holder()
+    if mark is None:
+        return False
+    below = processes.descendants(mark.pid)
+    processes.end({mark.pid: mark.start_time}, timeout_s=timeout_s)
+    processes.end(below, timeout_s=_KILL_TIMEOUT_S)  # they end with it, unless it was killed
+    return True
+
+
+def _last_line(log_path: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = log_path.read_text(errors="replace").split("\n")
+        return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
+    return ""

@@ -73,7 +73,12 @@ def main() -> None:
             _report(line, StartReport.of(error))
             sys.exit(_EXIT_FAILED)
         except KeyboardInterrupt:
+            _report(line, StartReport("the service was ended before it was ready", may_pass=True))
             sys.exit(_EXIT_INTERRUPTED)
+        except Exception as error:
+            logger.exception("the service ends")
+            _report(line, StartReport(f"{type(error).__name__}: {error}", may_pass=True))
+            sys.exit(_EXIT_FAILED)
 
 
 def _report(line: TextIO, report: StartReport) -> None:

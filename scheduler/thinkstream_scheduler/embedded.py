@@ -16,10 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from thinkstream_client.discovery import naming, write_whole
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 _PORT_ATTEMPTS = 5
+_ROOM_BYTES = 64 << 10  # for what the server writes at its start: without it, it ends and cannot say why
 
 
 class EmbeddedServer:
@@ -61,30 +64,32 @@ class EmbeddedServer:
         """The server's process id; 0 while it does not run."""
         return self._process.pid if self._process is not None else 0
 
-    def start(self, *, timeout_s: float = 30.0) -> None:
+    def start(self, checkpoint: Callable[[], None] = lambda: None, *, timeout_s: float = 30.0) -> None:
         """Starts the server and returns when it answers, on the port that it had in this folder before.
 
         Args:
-            timeout_s: How long it may take to read its data.
+            checkpoint: Called while it reads its data; what it raises ends the start.
+            timeout_s: How long that may take.
 
         Raises:
-            ConfigError: There is no server binary, or it refuses to start.
+            ConfigError: There is no server binary, it refuses to start, or the folder cannot be written to.
             ServiceUnavailable: It did not answer in time.
         """
         binary = find_server_binary()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_folder()
         for attempt in range(_PORT_ATTEMPTS):
             self._port = (self._former_port() if attempt == 0 else None) or _free_port()
             self._spawn(binary)
-            if self._wait_until_it_answers(time.monotonic() + timeout_s):
-                self._port_path.write_text(str(self._port))
+            if self._wait_until_it_answers(checkpoint, time.monotonic() + timeout_s):
+                write_whole(self._port_path, str(self._port))
                 logger.info("server %s answers on port %d, pid %d", binary.name, self._port, self.pid)
                 return
+            reason = self._log_tail() or self._silent_end()
             self._process = None
             # Somebody may have taken the port between our look and the server's bind.
-            if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in self._log_tail():
+            if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in reason:
                 continue
-            raise ConfigError(f"the embedded server did not start: {self._log_tail()}")
+            raise ConfigError(f"the embedded server did not start: {reason}")
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """Ends the server, after it has written what it has; does nothing when it does not run."""
@@ -97,6 +102,12 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def _check_folder(self) -> None:
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(bytes(_ROOM_BYTES))
 
     def _spawn(self, binary: Path) -> None:
         options = {
@@ -113,24 +124,27 @@ class EmbeddedServer:
             # Entries of a result stream are a few bytes: small nodes waste little on short streams.
             "stream-node-max-bytes": "512",
         }
-        self._log_path.unlink(missing_ok=True)
+        with naming(self._log_path):
+            self._log_path.unlink(missing_ok=True)
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        self._process = subprocess.Popen(
-            [str(binary), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # A Ctrl-C at the terminal is for us: the server has to outlive the drain.
-            start_new_session=True,
-            preexec_fn=_end_with_parent(),
-        )
+        with naming(binary):
+            self._process = subprocess.Popen(
+                [str(binary), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # A Ctrl-C at the terminal is for us: the server has to outlive the drain.
+                start_new_session=True,
+                preexec_fn=_end_with_parent(),
+            )
 
-    def _wait_until_it_answers(self, until_s: float) -> bool:
+    def _wait_until_it_answers(self, checkpoint: Callable[[], None], until_s: float) -> bool:
         process = self._process
         assert process is not None
         while process.poll() is None:
             if _answers(self._port, process.pid):
                 return True
+            checkpoint()
             if time.monotonic() > until_s:
                 self.stop()
                 raise ServiceUnavailable("the embedded server did not answer in time")
@@ -151,10 +165,15 @@ class EmbeddedServer:
         return self.folder / "server.log"
 
     def _log_tail(self) -> str:
+        """The last lines of its log as one; empty where it has written none."""
         with contextlib.suppress(OSError):
             lines = self._log_path.read_text(errors="replace").splitlines()
             return " / ".join(line.strip() for line in lines[-3:] if line.strip())
-        return "it left no log"
+        return ""
+
+    def _silent_end(self) -> str:
+        assert self._process is not None
+        return f"it ended with code {self._process.wait()} and wrote no log to {self.folder}"
 
 
 def find_server_binary() -> Path:

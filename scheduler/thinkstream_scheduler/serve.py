@@ -6,11 +6,9 @@ It owns the embedded server and a Ray of its own, which end with it however it e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from thinkstream_client.discovery import ServiceState, read_state, remove_state, state_dir, write_state
 from thinkstream_client.errors import ServiceUnavailable
@@ -20,14 +18,13 @@ from .embedded import EmbeddedServer
 from .launch import start_service
 from .leftovers import end_processes, end_remote_actors
 from .processes import boot_id, marked
+from .state_folder import only_one, service_id
 from .stop_signals import StopSignals
 from .up_arguments import UpArguments
 
 MAIN_PROCESS = "service"
 """The part under which the state file names the process that serves."""
 
-_LOCK_FILE = "up.lock"
-_ID_FILE = "service-id"
 _DATA_FOLDER = "data"
 _WATCH_S = 0.1
 
@@ -40,11 +37,11 @@ def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
         announce: Called once the service is ready and the state file tells of it.
 
     Raises:
-        ConfigError: Something given cannot be used.
+        ConfigError: Something given cannot be used, the state folder neither.
         ServiceUnavailable: Another service runs here, or a part does not work.
         KeyboardInterrupt: A signal came before the service was ready.
     """
-    with only_one(), StopSignals() as signals, contextlib.ExitStack() as cleanup:
+    with StopSignals() as signals, only_one(), contextlib.ExitStack() as cleanup:
         checked = arguments.checked()
         former = _former()
         server = None
@@ -52,14 +49,14 @@ def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
         if url is None:
             server = EmbeddedServer(state_dir() / _DATA_FOLDER)
             cleanup.callback(server.stop)
-            server.start()
+            server.start(signals.check)
             url = server.url
         redis = checked.redis_settings(url)
-        service_id = _service_id()
-        ray = (arguments.ray_address or "", ray_namespace(redis, service_id))
+        own_id = service_id()
+        ray = (arguments.ray_address or "", ray_namespace(redis, own_id))
         if (former.ray_address, former.ray_namespace) != ray:
             end_remote_actors(former)
-        service = start_service(checked.service_options(redis, service_id), signals.check)
+        service = start_service(checked.service_options(redis, own_id), signals.check)
         cleanup.callback(remove_state)
         cleanup.callback(service.stop, drain_timeout_s=arguments.drain_timeout_s)
         pids = {MAIN_PROCESS: os.getpid(), "redis": server.pid if server is not None else 0}
@@ -81,28 +78,6 @@ def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
             _watch(server, signals.check)
 
 
-@contextlib.contextmanager
-def only_one() -> Generator[None]:
-    """Holds the state folder: two services would write one data folder.
-
-    Raises:
-        ServiceUnavailable: Somebody holds it.
-    """
-    folder = state_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / _LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            state = read_state()
-            main = state.processes.get(MAIN_PROCESS) if state is not None else None
-            where = f" (pid {main.pid})" if main is not None else ""
-            raise ServiceUnavailable(
-                f"a service runs here already{where}; end it with `thinkstream down`"
-            ) from None
-        yield
-
-
 def _former() -> ServiceState:
     """What a service that was killed has told of itself; what is left of it on this machine is ended."""
     state = read_state()
@@ -112,15 +87,6 @@ def _former() -> ServiceState:
     if not state.ray_address:
         remove_state()
     return state
-
-
-def _service_id() -> str:
-    """What tells this state folder's service from those of other folders and machines."""
-    path = state_dir() / _ID_FILE
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text().strip()
-    path.write_text(secrets.token_hex(4))
-    return path.read_text()
 
 
 def _watch(server: EmbeddedServer | None, checkpoint: Callable[[], None]) -> None:

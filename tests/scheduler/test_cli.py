@@ -15,9 +15,10 @@ import pytest
 from thinkstream_client.cli import app
 from thinkstream_client.discovery import ProcessMark, ServiceState, read_state, write_state
 from thinkstream_client.settings import RedisSettings
-from thinkstream_scheduler import detached, processes, serve
+from thinkstream_scheduler import background, detached, processes, serve
 from thinkstream_scheduler.cli_options import num_bytes
 from thinkstream_scheduler.embedded import EmbeddedServer
+from thinkstream_scheduler.state_folder import only_one
 from thinkstream_scheduler.up_arguments import UpArguments
 
 UNREACHABLE = "redis://127.0.0.1:1"
@@ -103,7 +104,10 @@ def test_what_is_wrong_is_one_line_and_a_code(
         (["--model", "/nowhere/at/all"], r"/nowhere/at/all.*no such folder"),
         (["--device", "gpu"], r"device: got 'gpu', allowed: cpu or cuda"),
         (["--dtype", "int8"], r"dtype: got 'int8', allowed: float32, bfloat16, float16"),
-        (["--slots", "64", "--step-tokens", "32"], r"step_tokens: got 32, allowed: an integer in \[64, 131072\]"),
+        (
+            ["--slots", "64", "--step-tokens", "32"],
+            r"step_tokens: got 32, allowed: an integer in \[64, 131072\]",
+        ),
         (["--namespace", "a b"], r"namespace: got 'a b', allowed: "),
         (["--device", "cuda:1"], r"device: got 'cuda:1', allowed: cpu or cuda"),
         (["--lease", "nan"], "'--lease': "),
@@ -122,7 +126,8 @@ def test_what_is_wrong_is_one_line_and_a_code(
 def test_what_is_wrong_is_said_before_anything_is_started(
     command: Command, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: EmbeddedServer) -> None:
+    def fail(self: EmbeddedServer, checkpoint: Callable[[], None]) -> None:
+        del checkpoint
         raise AssertionError("the server was started")
 
     monkeypatch.setattr(EmbeddedServer, "start", fail)
@@ -220,17 +225,11 @@ def test_the_child_is_told_nothing_by_arguments(command: Command, monkeypatch: p
 def test_a_second_service_on_the_same_state_is_refused(
     command: Command, state_folder: Path, options: tuple[str, ...]
 ) -> None:
-    import fcntl
-
-    state_folder.mkdir()
-    (state_folder / "up.log").write_text("the first one's")
-    with (state_folder / "up.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        mark = ProcessMark(pid=4242, start_time=1)
-        write_state(ServiceState(url=UNREACHABLE, processes={"service": mark}))
+    with only_one():
+        (state_folder / "up.log").write_text("the first one's")
         ended = command("up", *options)
     assert ended.code == 1
-    assert "a service runs here already (pid 4242)" in ended.err
+    assert f"a service runs here already (pid {os.getpid()})" in ended.err
     assert (state_folder / "up.log").read_text() == "the first one's"
 
 
@@ -268,9 +267,56 @@ def test_down_ends_nothing_of_another_boot(
     assert read_state() is None
 
 
-def test_a_broken_state_file_is_named(command: Command, state_folder: Path) -> None:
+def test_down_ends_a_service_that_is_still_starting(command: Command, state_folder: Path) -> None:
+    code = (
+        "import time; from thinkstream_scheduler.state_folder import only_one\n"
+        "with only_one(): print('held', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as starting:
+        assert starting.stdout is not None
+        starting.stdout.readline()
+        assert command("down").out == "the service has ended\n"
+        assert starting.wait(1.0) != 0
+    assert command("down").out == "no service runs here\n"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["down"], ["up"], ["up", "--detach"]])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe"])
+def test_a_broken_state_file_is_named(
+    command: Command, state_folder: Path, arguments: list[str], text: bytes
+) -> None:
     state_folder.mkdir()
-    (state_folder / "service.json").write_text("{")
-    ended = command("down")
+    (state_folder / "service.json").write_bytes(text)
+    ended = command(*arguments)
     assert ended.code == 2
-    assert "service.json is not a state file of thinkstream" in ended.err
+    assert "service.json is not a state file of thinkstream; remove it" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["down"], ["up"], ["up", "--detach"]])
+@pytest.mark.parametrize(("name", "reason"), [("file", "Not a directory"), ("x" * 300, "File name too long")])
+def test_a_state_folder_that_is_none_is_named(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    name: str,
+    reason: str,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THINKSTREAM_STATE_DIR", str(tmp_path / name))
+    ended = command(*arguments)
+    assert ended.code == 2
+    assert re.search(rf"^thinkstream: {tmp_path / name}.*: {reason}$", ended.err)
+    assert ended.err.count("\n") == 1
+
+
+def test_detached_passes_on_what_nobody_foresaw(
+    command: Command, state_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "encode_arguments", lambda _: b'{"surplus": 1}')
+    ended = command("up", "--detach")
+    assert ended.code == 1
+    assert re.search(r"TypeError: .*surplus.*; see .*up\.log$", ended.err)
+    assert ended.err.count("\n") == 1

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ import pytest
 import redis
 
 from thinkstream_client.errors import ConfigError
+from thinkstream_scheduler import embedded
 from thinkstream_scheduler.embedded import EmbeddedServer, find_server_binary
 
 
@@ -21,6 +24,17 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     server = EmbeddedServer(tmp_path / "data")
     yield server
     server.stop()
+
+
+@contextlib.contextmanager
+def limited_files(num_bytes: int) -> Generator[None]:
+    """Lets no file grow beyond a size, as on a full disk."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 def is_alive(pid: int) -> bool:
@@ -64,6 +78,40 @@ def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="embedded server did not start") as raised:
         EmbeddedServer(data).start()
     assert "\n" not in str(raised.value)
+
+
+def test_an_end_without_a_log_is_told_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "find_server_binary", lambda: Path("/bin/false"))
+    with pytest.raises(ConfigError, match=rf"it ended with code 1 and wrote no log to {tmp_path}$"):
+        EmbeddedServer(tmp_path).start()
+
+
+def test_a_full_disk_is_seen_before_the_server_meets_it(server: EmbeddedServer) -> None:
+    with limited_files(4096), pytest.raises(ConfigError, match=rf"^{server.folder}: File too large$"):
+        server.start()
+    assert server.pid == 0
+    assert list(server.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "binary"])
+def test_what_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.touch()
+    if kind == "binary":
+        monkeypatch.setattr(embedded, "find_server_binary", lambda: wrong)
+    with pytest.raises(ConfigError, match=rf"^{wrong}: "):
+        EmbeddedServer(wrong if kind == "file" else tmp_path / "data").start()
+
+
+def test_a_start_can_be_ended_in_the_middle(server: EmbeddedServer) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        server.start(interrupt)
+    pid = server.pid
+    server.stop()
+    assert not is_alive(pid)
 
 
 def test_a_port_that_is_taken_is_not_insisted_on(server: EmbeddedServer, tmp_path: Path) -> None:
