@@ -23,7 +23,7 @@ from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.parameters import ThinkerWeights
 
 _NUM_SHARDS = 15
-_NOISE_NUMBERS = 16 << 20
+_NOISE_NUMBERS = 4 << 20
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -56,7 +56,8 @@ def write_checkpoint(folder: Path, text_config: dict[str, Any]) -> int:
     config = ThinkerConfig.from_json(content)
     _write_tokenizer(folder, config.vocab_size - len(_SPECIALS))
     tensors = list(_released(config))
-    noise = {scale: _noise(scale) for scale in {tensor.scale for tensor in tensors}}
+    normal = torch.randn(_NOISE_NUMBERS)
+    noise = {scale: _bytes_of(normal * scale) for scale in {tensor.scale for tensor in tensors}}
     shards = _cut(tensors, sum(tensor.num_bytes for tensor in tensors) // _NUM_SHARDS + 1)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     with ThreadPoolExecutor(os.cpu_count()) as writers:
@@ -95,9 +96,8 @@ def _cut(tensors: Sequence[_Tensor], shard_bytes: int) -> list[list[_Tensor]]:
     return shards
 
 
-def _noise(scale: float) -> memoryview:
-    noise = torch.randn(_NOISE_NUMBERS).mul_(scale).bfloat16()
-    return noise.view(torch.uint8).numpy().data
+def _bytes_of(numbers: torch.Tensor) -> memoryview:
+    return numbers.bfloat16().view(torch.uint8).numpy().data
 
 
 def _write_shard(noise: dict[float, memoryview], file: Path, tensors: Sequence[_Tensor]) -> None:

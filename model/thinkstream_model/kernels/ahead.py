@@ -21,6 +21,8 @@ from triton import AsyncCompileMode, JITFunction
 
 logger = logging.getLogger(__name__)
 
+_MAX_COMPILERS = 16
+
 
 def compile_ahead(run: Callable[[], object]) -> int:
     """Compile whatever a run would launch, and launch nothing; what is in Triton's cache is only read.
@@ -35,7 +37,7 @@ def compile_ahead(run: Callable[[], object]) -> int:
         How many kernels were not ready.
     """
     began_s = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+    with ThreadPoolExecutor(min(_MAX_COMPILERS, os.cpu_count() or 1), "compilers") as compilers:
         with AsyncCompileMode(compilers, ignore_errors=True) as mode, _launches_left_out():
             run()
         num_kernels = len(mode.future_kernels)
