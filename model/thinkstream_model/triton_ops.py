@@ -34,9 +34,6 @@ from .swiglu import silu_and_multiply
 MAX_DECODE_ROWS = 4_096
 """Up to so many, the last of a row's programs merges what the others found; beyond, one more kernel does."""
 
-_MAX_PADDED_TOKENS = 1_024
-"""Longer steps are never padded."""
-
 MAX_SMALL_ROWS = 2
 """Up to here an expert's weights are best kept in registers while its few rows pass by (measured)."""
 
@@ -198,8 +195,8 @@ class TritonAttention:
         inputs, n = self._inputs, self._num_decodes
         keys_NSHC, values_NSHC = self._kv.keys_NSHC[layer], self._kv.values_NSHC[layer]
         out_TQ = q_THC.new_empty(q_THC.shape[0], q_THC.shape[1] * q_THC.shape[2])
-        if self._max_query_len and q_THC.shape[0] <= _MAX_PADDED_TOKENS:
-            out_TQ.zero_()  # a captured step may hold tokens of no sequence, and they must be numbers
+        if inputs.has_padding:
+            out_TQ.zero_()  # tokens of no sequence are not attended to, and must be numbers
         if n:
             decode_attention(
                 q_THC[:n], keys_NSHC, values_NSHC, inputs.block_tables_BM[:n], inputs.context_lens_B[:n],

@@ -20,11 +20,15 @@ TOKEN_BYTES = 2 * 2 * 8 * 4  # keys and values, layers, one head's width, float3
 
 @pytest.fixture(scope="module")
 def thinker() -> Thinker:
+    return thinker_of(max_context=128)
+
+
+def thinker_of(max_context: int) -> Thinker:
     config = ThinkerConfig(
         vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8,
         intermediate_size=16, num_experts=0, num_experts_per_tok=0, moe_intermediate_size=0,
         decoder_sparse_step=1, norm_topk_prob=True, rope_theta=10_000.0, rms_norm_eps=1e-6,
-        max_position_embeddings=128,
+        max_position_embeddings=max_context,
     )  # fmt: skip
     return random_thinker(config, device="cpu", dtype=torch.float32)
 
@@ -42,17 +46,19 @@ def test_blocks_are_counted_or_bought(thinker: Thinker) -> None:
     assert engine_of(thinker, bought).load.num_blocks == 40
 
 
-def test_a_cpu_gives_a_share_of_what_is_free(thinker: Thinker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_gives_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    thinker = thinker_of(max_context=1_024)
+
     def num_blocks(free_bytes: int, **settings: Any) -> int:
         monkeypatch.setattr(host_memory, "free_bytes", lambda: free_bytes)
         return engine_of(thinker, EngineConfig(**settings)).load.num_blocks
 
     least = (64 << 20) // (16 * TOKEN_BYTES)
     assert num_blocks(0) == least
-    long = {"slots": 8 * least, "step_tokens": 8 * least}
+    long = {"slots": 4_096, "step_tokens": 4_096}
     assert num_blocks(512 << 20, **long) == 2 * least
     assert num_blocks(1024 << 20, machine_share=0.5, **long) == 2 * least
-    assert num_blocks(1 << 40, slots=least, step_tokens=least) == least * 128 // 16
+    assert num_blocks(1 << 40, slots=1_024) == 1_024 * 1_024 // 16
     assert num_blocks(1 << 40, kv_memory_bytes=16 * TOKEN_BYTES) == 1
 
 

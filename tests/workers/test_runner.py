@@ -4,20 +4,24 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from tests.support.paper_graphs import PaperCapture
 from torch import Tensor
 
 from thinkstream_client.records import JobRef
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
-from thinkstream_model.sampler import NOT_A_TOKEN
+from thinkstream_model.sampler import NOT_A_TOKEN, SamplingInputs
 from thinkstream_model.thinker import Thinker, random_thinker
-from thinkstream_workers.batch import Batch
+from thinkstream_workers.batch import Batch, SampledTokens
 from thinkstream_workers.block_manager import BlockManager
 from thinkstream_workers.orders import JobKey, Submit
-from thinkstream_workers.runner import ModelRunner, fill_pending
+from thinkstream_workers.packing import send
+from thinkstream_workers.runner import InFlight, ModelRunner, fill_pending
 from thinkstream_workers.sampling import ResolvedSampling
 from thinkstream_workers.sequence import Sequence
+from thinkstream_workers.step_arrays import StepLengths, input_arrays, sampling_arrays, sampling_hints
+from thinkstream_workers.step_tensors import sampling_inputs, step_inputs
 
 VOCAB, NUM_IDS, BLOCK = 32, 30, 4
 GREEDY = ResolvedSampling(temperature=0.0)
@@ -44,9 +48,9 @@ def runner(thinker: Thinker) -> ModelRunner:
     return runner_of(thinker)
 
 
-def runner_of(thinker: Thinker) -> ModelRunner:
+def runner_of(thinker: Thinker, capture: PaperCapture | None = None) -> ModelRunner:
     kv = KVCache.allocate(thinker.config, num_blocks=32, block_size=BLOCK, dtype=torch.float32, device="cpu")
-    return ModelRunner(thinker, kv, num_valid_ids=NUM_IDS, max_num_seqs=64)
+    return ModelRunner(thinker, kv, num_valid_ids=NUM_IDS, max_num_seqs=64, max_context=128, capture=capture)
 
 
 def sequence_of(
@@ -67,7 +71,17 @@ def listed(tensors: object, names: list[str]) -> Mapping[str, object]:
     return {name: getattr(tensors, name).tolist() for name in names}
 
 
-def test_lays_out_decodes_and_chunks_side_by_side(runner: ModelRunner, blocks: BlockManager) -> None:
+def inputs_of(batch: Batch) -> StepInputs:
+    tensors = send(input_arrays(batch, BLOCK), torch.device("cpu"))
+    return step_inputs(tensors, StepLengths(batch.query_lens, batch.context_lens))
+
+
+def sampling_of(batch: Batch) -> SamplingInputs:
+    arrays = sampling_arrays(batch)
+    return sampling_inputs(send(arrays, torch.device("cpu")), sampling_hints(batch, arrays))
+
+
+def test_lays_out_decodes_and_chunks_side_by_side(blocks: BlockManager) -> None:
     decode = sequence_of(blocks, [1, 2, 3, 4, 5])
     decode.num_computed_tokens = 4
     middle = sequence_of(blocks, list(range(10, 20)))
@@ -75,10 +89,10 @@ def test_lays_out_decodes_and_chunks_side_by_side(runner: ModelRunner, blocks: B
     last = sequence_of(blocks, [20, 21])
     decode.block_table[1], middle.block_table[0], middle.block_table[1] = 9, 20, 7
     batch = Batch.of([decode, middle, last], [1, 3, 2])
-    step = runner.prepare(batch)
+    inputs = inputs_of(batch)
     d, m, s = list(decode.block_table), list(middle.block_table), list(last.block_table)
     assert listed(
-        step.inputs, [name for name in StepInputs.__slots__ if name[-1].isupper() or name[-1] == "1"]
+        inputs, [name for name in StepInputs.__slots__ if name[-1].isupper() or name[-1] == "1"]
     ) == {
         "input_ids_T": [5, 13, 14, 15, 20, 21],
         "positions_T": [4, 3, 4, 5, 0, 1],
@@ -88,17 +102,17 @@ def test_lays_out_decodes_and_chunks_side_by_side(runner: ModelRunner, blocks: B
         "block_tables_BM": [d[:2], m[:2], [s[0], 0]],  # without the blocks for tokens to come
         "output_rows_S": [0, 5],
     }
-    assert step.inputs.query_lens == (1, 3, 2)
-    assert step.inputs.context_lens == (5, 6, 2)
-    assert not step.is_pending
+    assert inputs.query_lens == (1, 3, 2)
+    assert inputs.context_lens == (5, 6, 2)
+    assert not inputs.has_padding
     assert (batch.sampled, batch.places) == ((decode, last), (5, 2))
-    dtypes = {name: getattr(step.inputs, name).dtype for name in ("input_ids_T", "slot_mapping_T")}
+    dtypes = {name: getattr(inputs, name).dtype for name in ("input_ids_T", "slot_mapping_T")}
     assert set(dtypes.values()) == {torch.int64}
     for name in ("cu_seqlens_q_B1", "context_lens_B", "block_tables_BM"):
-        assert getattr(step.inputs, name).dtype == torch.int32
+        assert getattr(inputs, name).dtype == torch.int32
 
 
-def test_lays_out_the_sampling(runner: ModelRunner, blocks: BlockManager) -> None:
+def test_lays_out_the_sampling(blocks: BlockManager) -> None:
     plain = sequence_of(
         blocks, [1, 2], published=(3,),
         sampling=ResolvedSampling(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=(1 << 64) - 2),
@@ -110,8 +124,7 @@ def test_lays_out_the_sampling(runner: ModelRunner, blocks: BlockManager) -> Non
             logit_bias={3: 1.5, 4: -2.0}, logprobs=3,
         ),
     )  # fmt: skip
-    sampling = runner.prepare(Batch.of([plain, penalized], [3, 5])).sampling
-    assert sampling is not None
+    sampling = sampling_of(Batch.of([plain, penalized], [3, 5]))
     names = ["temperature_B", "top_k_B", "seed_B", "index_B"]
     assert listed(sampling, names) == {
         "temperature_B": [0.5, 0.0],
@@ -146,14 +159,10 @@ def test_lays_out_the_sampling(runner: ModelRunner, blocks: BlockManager) -> Non
     ],
 )
 def test_tells_the_sampler_what_it_may_skip(
-    runner: ModelRunner,
-    blocks: BlockManager,
-    samplings: list[ResolvedSampling],
-    flags: tuple[bool, bool, int],
+    blocks: BlockManager, samplings: list[ResolvedSampling], flags: tuple[bool, bool, int]
 ) -> None:
     sequences = [sequence_of(blocks, [n], sampling=sampling) for n, sampling in enumerate(samplings)]
-    sampling = runner.prepare(Batch.of(sequences, [1] * len(sequences))).sampling
-    assert sampling is not None
+    sampling = sampling_of(Batch.of(sequences, [1] * len(sequences)))
     assert sampling.extras is None
     assert sampling.num_logprobs == 0
     assert (sampling.greedy, sampling.unfiltered, sampling.max_top_k) == flags
@@ -165,17 +174,13 @@ def tokens_of(runner: ModelRunner, batch: Batch) -> list[int]:
 
 def test_a_prompt_in_chunks_gives_the_logits_of_the_whole(runner: ModelRunner, blocks: BlockManager) -> None:
     prompt = [(5 * n) % NUM_IDS for n in range(11)]
-    whole = sequence_of(blocks, prompt)
-    expected_SV = runner.forward(runner.prepare(Batch.of([whole], [11])))
-    chunked = sequence_of(blocks, prompt)
+    sampling = ResolvedSampling(temperature=0.0, logprobs=NUM_IDS - 1)
+    expected = runner.collect(runner.launch(Batch.of([sequence_of(blocks, prompt, sampling=sampling)], [11])))
+    chunked = sequence_of(blocks, prompt, sampling=sampling)
     for query_len in (4, 5):
-        batch = Batch.of([chunked], [query_len])
-        assert runner.forward(runner.prepare(batch)).shape == (0, VOCAB)
-        assert tokens_of(runner, batch) == []
+        assert tokens_of(runner, Batch.of([chunked], [query_len])) == []
         chunked.num_computed_tokens += query_len
-    batch = Batch.of([chunked], [2])
-    assert torch.equal(runner.forward(runner.prepare(batch)), expected_SV)
-    assert tokens_of(runner, batch) == [int(expected_SV[0, :NUM_IDS].argmax())]
+    assert runner.collect(runner.launch(Batch.of([chunked], [2]))) == expected
 
 
 class CountingThinker(Thinker):
@@ -218,8 +223,81 @@ def test_a_step_takes_the_ids_that_the_step_before_left_on_the_device(
     ahead = runner.launch(batch, before)
     second.token_ids[-1], first.token_ids[-1] = ids[1], ids[0]
     assert runner.collect(ahead).token_ids == tokens_of(runner, batch)
-    step = runner.prepare(batch)
-    assert step.inputs.input_ids_T.tolist() == [ids[1], ids[0], 6, 7]
+
+
+class CapturableThinker(Thinker):
+    """Its logits follow from a step's tensors alone, not from what the host knows of it."""
+
+    def forward(self, inputs: StepInputs, kv: KVCache) -> Tensor:
+        kinds_T = (inputs.input_ids_T * 31 + inputs.positions_T * 7) % 23
+        return 3.0 * torch.outer(kinds_T[inputs.output_rows_S] + 1.0, torch.arange(VOCAB)).sin()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        ResolvedSampling(top_k=5, seed=7),
+        ResolvedSampling(logit_bias={3: 2.0}, logprobs=2, seed=7),
+        ResolvedSampling(frequency_penalty=0.7, repetition_penalty=1.3, seed=7),
+    ],
+    ids=["greedy", "filtered", "bias and logprobs", "penalties"],
+)
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_replayed_steps_bring_what_launched_ones_bring(
+    thinker: Thinker, sampling: ResolvedSampling, is_ahead: bool
+) -> None:
+    capture = PaperCapture()
+    thinker = CapturableThinker(thinker.weights)
+    texts = [
+        decoded(runner_of(thinker, graphs), [GREEDY, sampling, GREEDY], is_ahead=is_ahead)
+        for graphs in (None, capture)
+    ]
+    assert texts[0] == texts[1]
+    assert (len(capture.graphs), capture.num_replays) == (1, 5)
+
+
+def decoded(runner: ModelRunner, samplings: list[ResolvedSampling], *, is_ahead: bool) -> list[SampledTokens]:
+    """Six decode steps behind a prefill, each launched before the one before it is read where that can be."""
+    blocks = BlockManager(32, BLOCK)
+    sequences = [sequence_of(blocks, [n, 5, n], sampling=sampling) for n, sampling in enumerate(samplings)]
+    collected: list[SampledTokens] = []
+    before: InFlight | None = None
+    batch = Batch.of(sequences, [3] * len(sequences))
+    for _ in range(7):
+        launched = runner.launch(batch, before)
+        if before is not None:
+            collected.append(collect(runner, before))
+        for row, sequence in enumerate(batch.sampled):
+            sequence.num_computed_tokens = len(sequence.token_ids)
+            sequence.token_ids.append(~row)
+        before = launched
+        if batch.needs_ids or not is_ahead:
+            collected.append(collect(runner, before))
+            before = None
+        batch = Batch.of(sequences, [1] * len(sequences))
+    return collected + ([] if before is None else [collect(runner, before)])
+
+
+def collect(runner: ModelRunner, step: InFlight) -> SampledTokens:
+    tokens = runner.collect(step)
+    for sequence, place, token_id in zip(
+        step.batch.sampled, step.batch.places, tokens.token_ids, strict=True
+    ):
+        sequence.token_ids[place] = token_id
+    return tokens
+
+
+def test_only_decodes_have_graphs_unless_prompts_are_to_have_them_too(thinker: Thinker) -> None:
+    capture = PaperCapture()
+    runner = runner_of(thinker, capture)
+    blocks = BlockManager(32, BLOCK)
+    for _ in range(3):
+        one, other = sequence_of(blocks, [1, 2, 3]), sequence_of(blocks, [4])
+        tokens_of(runner, Batch.of([one], [3]))
+        tokens_of(runner, Batch.of([other, one], [1, 3]))
+        tokens_of(runner, Batch.of([one], [1]))  # the middle of a prompt
+    assert not capture.graphs
 
 
 def test_a_row_without_a_token_reads_nothing_outside_the_embedding() -> None:
@@ -237,7 +315,7 @@ def test_refuses_a_placeholder_for_a_row_that_is_not_there(runner: ModelRunner, 
 @pytest.mark.parametrize("token_id", [-1, VOCAB])
 def test_refuses_an_id_without_an_embedding(runner: ModelRunner, blocks: BlockManager, token_id: int) -> None:
     with pytest.raises(ValueError, match="outside the vocabulary of 32"):
-        runner.prepare(Batch.of([sequence_of(blocks, [1, token_id])], [2]))
+        runner.launch(Batch.of([sequence_of(blocks, [1, token_id])], [2]))
 
 
 def test_only_a_failed_device_is_fatal(runner: ModelRunner) -> None:

@@ -1,55 +1,109 @@
-"""The buckets of captured steps. What a graph computes is tested in tests/kernels, on a GPU and without."""
+"""When a step is captured and what becomes of graphs; what they compute is tested in tests/kernels."""
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
+import torch
+from tests.support.paper_graphs import PaperCapture
+from torch import Tensor
 
-from thinkstream_workers.step_graphs import Bucket, bucket_rows, padded_arrays, prompt_buckets
+from thinkstream_workers.buckets import Bucket
+from thinkstream_workers.step_arrays import Array
+from thinkstream_workers.step_graphs import StepGraphs
 
-
-@pytest.mark.parametrize(
-    ("num_rows", "rows"),
-    [(1, 1), (7, 7), (9, 10), (16, 16), (17, 20), (33, 40), (65, 80), (129, 160), (257, 288)],
-)
-def test_a_decode_is_padded_by_a_quarter_at_most(num_rows: int, rows: int) -> None:
-    assert bucket_rows(num_rows) == rows
-    assert rows <= num_rows * 1.25
-
-
-def test_a_decode_has_a_token_per_sequence_and_a_prompt_one_sequence() -> None:
-    assert Bucket.of(9, 9, 300, is_filtered=True) == Bucket(10, 10, 512, True)
-    assert Bucket.of(70, 1, 70, is_filtered=False) == Bucket(128, 1, 256, False)
-    assert Bucket.of(1, 1, 257, is_filtered=False) == Bucket(1, 1, 512, False)
-    assert Bucket.of(512, 1, 512, is_filtered=False).num_tokens in prompt_buckets()
+FIRST, SECOND, THIRD = (Bucket(rows, rows, 256, "filtered") for rows in (1, 2, 3))
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+    torch.AcceleratorError("CUDA error: out of memory"),
+]
 
 
-def test_padding_repeats_the_last_token_of_a_decode() -> None:
-    arrays = {
-        "input_ids_T": np.array([5, 6, 7]),
-        "context_lens_B": np.array([1, 20, 30], dtype=np.int32),
-        "block_tables_BM": np.array([[3, 0], [4, 5], [8, 9]], dtype=np.int32),
-        "output_rows_S": np.array([0, 1, 2]),
-    }
-    padded = padded_arrays(arrays, Bucket(5, 5, 256, False), block_size=64)
-    assert padded["input_ids_T"].tolist() == [5, 6, 7, 7, 7]
-    assert padded["context_lens_B"].tolist() == [1, 20, 30, 30, 30]
-    assert padded["output_rows_S"].tolist() == [0, 1, 2, 2, 2]
-    assert padded["block_tables_BM"].tolist() == [[3, 0, 0, 0], [4, 5, 0, 0], *[[8, 9, 0, 0]] * 3]
-    assert padded["block_tables_BM"].dtype == np.int32
+class Steps:
+    """A step that remembers the ids it was done with, and graphs of it."""
+
+    def __init__(self, capture: PaperCapture, max_graphs: int = 64) -> None:
+        self.done: list[list[int]] = []
+        self.error: Exception | None = None
+        self.capture = capture
+        device = torch.device("cpu")
+        self._graphs = StepGraphs(self._do, capture, device=device, block_size=64, max_graphs=max_graphs)
+
+    def run(self, bucket: Bucket, first_id: int) -> None:
+        num_rows = bucket.num_sequences
+        arrays: dict[str, Array] = {
+            "input_ids_T": np.arange(first_id, first_id + num_rows),
+            "slot_mapping_T": np.arange(num_rows),
+            "block_tables_BM": np.zeros((num_rows, 1), dtype=np.int32),
+        }
+        self._graphs.run(arrays, bucket)
+        assert self.done.pop() == list(range(first_id, first_id + num_rows))
+        assert not self.done, "done twice"
+
+    def _do(self, tensors: dict[str, Tensor], bucket: Bucket) -> None:
+        if self.error is not None:
+            raise self.error
+        assert len(tensors["input_ids_T"]) == bucket.num_tokens
+        self.done.append([int(token_id) for token_id in tensors["input_ids_T"]])
+        tensors["input_ids_T"].fill_(-1)  # a step may write over its inputs
 
 
-def test_padding_leaves_a_prompt_its_length() -> None:
-    arrays = {
-        "input_ids_T": np.array([5, 6, 7]),
-        "slot_mapping_T": np.array([48, 49, 50]),
-        "cu_seqlens_q_B1": np.array([0, 3], dtype=np.int32),
-        "context_lens_B": np.array([3], dtype=np.int32),
-        "block_tables_BM": np.array([[3]], dtype=np.int32),
-        "output_rows_S": np.array([2]),
-    }
-    padded = padded_arrays(arrays, Bucket(6, 1, 256, False), block_size=64)
-    assert padded["input_ids_T"].tolist() == [5, 6, 7, 7, 7, 7]
-    assert padded["slot_mapping_T"].tolist() == [48, 49, 50, -1, -1, -1]
-    assert padded["cu_seqlens_q_B1"].tolist() == [0, 3]
-    assert padded["output_rows_S"].tolist() == [2]
+def test_a_buckets_second_step_is_captured_and_replays_with_the_ids_of_each() -> None:
+    steps = Steps(PaperCapture())
+    captured: list[tuple[int, int]] = []
+    for first_id in (5, 7, 9, 11):
+        steps.run(SECOND, first_id)
+        captured.append((len(steps.capture.graphs), steps.capture.num_replays))
+    assert captured == [(0, 0), (1, 1), (1, 2), (1, 3)]
+
+
+def test_a_first_step_that_fails_does_not_count() -> None:
+    steps = Steps(PaperCapture())
+    steps.error = RuntimeError("no kernel of that size yet")
+    with pytest.raises(RuntimeError):
+        steps.run(FIRST, 5)
+    steps.error = None
+    steps.run(FIRST, 5)
+    assert not steps.capture.graphs
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("place", ["capture_error", "replay_error"])
+def test_a_bucket_for_whose_graph_there_is_no_memory_goes_on_launch_by_launch(
+    error: Exception, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = Steps(PaperCapture())
+    steps.run(FIRST, 5)
+    setattr(steps.capture, place, error)
+    with caplog.at_level(logging.WARNING):
+        for first_id in (6, 7, 8):
+            steps.run(FIRST, first_id)
+    assert caplog.text.count("no memory for a graph") == 1
+    assert steps.capture.num_replays == 0
+    setattr(steps.capture, place, None)
+    for first_id in (5, 6):
+        steps.run(SECOND, first_id)
+    assert steps.capture.num_replays == 1
+
+
+def test_a_capture_that_fails_otherwise_fails_the_step() -> None:
+    steps = Steps(PaperCapture(capture_error=RuntimeError("operation not permitted")))
+    steps.run(FIRST, 5)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        steps.run(FIRST, 6)
+
+
+def test_the_graph_least_recently_used_is_given_back() -> None:
+    steps = Steps(PaperCapture(), max_graphs=2)
+    for bucket in (FIRST, FIRST, SECOND, SECOND, FIRST):
+        steps.run(bucket, 5)
+    assert len(steps.capture.graphs) == 2
+    steps.run(THIRD, 5)  # in the place of the second
+    for bucket in (FIRST, THIRD, FIRST):
+        steps.run(bucket, 6)
+    assert len(steps.capture.graphs) == 3
+    for bucket in (SECOND, SECOND):
+        steps.run(bucket, 7)
+    assert len(steps.capture.graphs) == 4

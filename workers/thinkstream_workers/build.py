@@ -15,19 +15,19 @@ from thinkstream_model.thinker import Thinker
 from . import host_memory
 from .batcher import Batcher
 from .block_manager import BlockManager
+from .device_memory import reserve_bytes
 from .engine import Engine
 from .engine_config import EngineConfig
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey
 from .runner import ModelRunner
+from .step_graphs import CudaCapture
 
 logger = logging.getLogger(__name__)
 
 _CPU_KV_MIN_BYTES = 64 << 20
 _CPU_KV_SHARE = 0.25
 """Of what is free once the weights are there; the rest is for the activations and for other programs."""
-_GPU_KV_SHARE = 0.9
-"""The same, where nobody else lives."""
 
 
 def build_engine(
@@ -85,6 +85,8 @@ def build_engine(
             kv,
             num_valid_ids=num_valid_ids,
             max_num_seqs=config.slots,
+            max_context=max_context,
+            capture=CudaCapture() if thinker.is_capturable else None,
             prompt_graphs=config.prompt_graphs,
         ),
         inbox=inbox,
@@ -100,7 +102,7 @@ def _affordable_blocks(thinker: Thinker, config: EngineConfig) -> int:
     num_bytes = config.kv_memory_bytes
     if num_bytes is None and thinker.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(thinker.device)
-        num_bytes = int(free_bytes * _GPU_KV_SHARE)
+        num_bytes = free_bytes - reserve_bytes(thinker.config, config, free_bytes, thinker.dtype.itemsize)
     elif num_bytes is None:
         share_bytes = int(host_memory.free_bytes() * config.machine_share * _CPU_KV_SHARE)
         context = min(config.max_context or math.inf, thinker.config.max_position_embeddings)

@@ -143,7 +143,7 @@ class Engine:
 
     def _announce_suspect(self, suspect: JobKey | None) -> None:
         if suspect != self._announced:
-            self._collect_in_flight()  # what this step may do to the process is not laid at the next one's door
+            self._collect_in_flight()  # what it may do to the process is not laid at the next one's door
             self._announce(suspect)
             self._announced = suspect
 

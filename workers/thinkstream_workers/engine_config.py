@@ -23,9 +23,10 @@ class EngineConfig:
         step_tokens: Tokens of one step, prefill and decode together.
         block_size: Tokens per block of the KV cache.
         num_blocks: Blocks of the KV cache; None sizes it by ``kv_memory_bytes``.
-        kv_memory_bytes: Memory for the KV cache; None is nine tenths of what is free on a GPU once the
-            weights are there, and a quarter of it on a CPU, where others live too: at least 64 MiB, and no
-            more than ``slots`` sequences of full length need. Only without ``num_blocks``.
+        kv_memory_bytes: Memory for the KV cache; None is what is free on a GPU once the weights are there,
+            less what steps of this size take while they run and their graphs, and a quarter of what is free
+            on a CPU, where others live too: at least 64 MiB, and no more than ``slots`` sequences of full
+            length need. Only without ``num_blocks``.
         machine_share: Part of a CPU's free memory that counts as free for this engine, in (0, 1].
         max_context: Tokens of prompt and result of one sequence; None is what the model was made for,
             or what the KV cache holds where that is less.

@@ -13,19 +13,22 @@ from .sequence import Sequence
 
 
 def to_host(sampled: Sampled) -> Sampled:
-    """Copies that are under way to pinned memory, which ``to`` takes for those that do not wait.
+    """Copies, which the next step does not change; on their way from a device they are not waited for.
 
-    Where the device is the host they are the tensors themselves.
+    They go to pinned memory, which ``to`` takes for those that do not wait.
     """
 
-    def copied(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to("cpu", non_blocking=True)
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", non_blocking=True, copy=True)
+
+    def copied_if_any(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else copied(tensor)
 
     return Sampled(
-        token_ids_B=sampled.token_ids_B.to("cpu", non_blocking=True),
-        logprob_B=copied(sampled.logprob_B),
-        top_ids_BK=copied(sampled.top_ids_BK),
-        top_logprobs_BK=copied(sampled.top_logprobs_BK),
+        token_ids_B=copied(sampled.token_ids_B),
+        logprob_B=copied_if_any(sampled.logprob_B),
+        top_ids_BK=copied_if_any(sampled.top_ids_BK),
+        top_logprobs_BK=copied_if_any(sampled.top_logprobs_BK),
     )
 
 

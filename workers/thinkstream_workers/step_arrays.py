@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,23 @@ from .batch import Batch
 from .sequence import SAMPLING_RECORD, Sequence
 
 Array = npt.NDArray[Any]
+
+
+class StepLengths(NamedTuple):
+    """What the host knows of a step; see ``StepInputs``, whose fields these are."""
+
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    has_padding: bool = False
+
+
+class SamplingHints(NamedTuple):
+    """What the host knows of how a step samples, to spare work; see ``SamplingInputs``."""
+
+    num_logprobs: int = 0
+    greedy: bool = False
+    unfiltered: bool = False
+    max_top_k: int = 0
 
 
 def input_arrays(batch: Batch, block_size: int) -> dict[str, Array]:
@@ -48,7 +65,12 @@ def input_arrays(batch: Batch, block_size: int) -> dict[str, Array]:
 
 
 def sampling_arrays(batch: Batch) -> dict[str, Array]:
-    """Returns the tensors of ``SamplingInputs`` that every row has."""
+    """Returns the tensors of ``SamplingInputs``, and of ``SamplingExtras`` where any row has some.
+
+    None for a step in which no sequence gets a token.
+    """
+    if not batch.sampled:
+        return {}
     records_B = np.frombuffer(
         b"".join([sequence.sampling_record for sequence in batch.sampled]), dtype=SAMPLING_RECORD
     )
@@ -56,11 +78,27 @@ def sampling_arrays(batch: Batch) -> dict[str, Array]:
     arrays: dict[str, Array] = {name: np.ascontiguousarray(records_B[name]) for name in SAMPLING_RECORD.names}
     num_prompt_tokens = [sequence.num_prompt_tokens for sequence in batch.sampled]
     arrays["index_B"] = np.array(batch.places, dtype=np.int64) - num_prompt_tokens + 1
+    if any(sequence.has_extras for sequence in batch.sampled):
+        arrays |= _extras_arrays(batch.sampled)
     return arrays
 
 
-def extras_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
-    """Returns the tensors of ``SamplingExtras``; rows that want none get values that change nothing."""
+def sampling_hints(batch: Batch, arrays: Mapping[str, Array]) -> SamplingHints:
+    """Returns what a step's ``sampling_arrays`` have in common."""
+    if not batch.sampled:
+        return SamplingHints()
+    top_k_B = arrays["top_k_B"]
+    is_filtered = top_k_B.any() or arrays["min_p_B"].any() or (arrays["top_p_B"] < 1.0).any()
+    return SamplingHints(
+        num_logprobs=max([sequence.num_logprobs for sequence in batch.sampled]),
+        greedy=not arrays["temperature_B"].any(),
+        unfiltered=not is_filtered,
+        max_top_k=int(top_k_B.max()) if top_k_B.all() else 0,
+    )
+
+
+def _extras_arrays(sequences: tuple[Sequence, ...]) -> dict[str, Array]:
+    """Rows that want none get values that change nothing."""
     samplings = [sequence.sampling for sequence in sequences]
     # Texts are only looked at for penalties, so the others' are not copied.
     texts = [sequence if sequence.has_penalties else None for sequence in sequences]

@@ -1,187 +1,153 @@
-"""Whole steps as CUDA graphs, one per bucket of sizes, captured as they are met.
+"""Steps as graphs, one per bucket of sizes, captured as they are met.
 
 A step is some five hundred small launches, more than a host can make in the time that the device needs for
 a decode or a short prompt. A graph makes them one. It replays over fixed memory, so a step's arrays are
 brought to the size of their bucket and copied there in one piece.
-
-Two kinds of steps have graphs: decodes, with one token per sequence, and the whole of one short prompt.
-
-T tokens of the bucket, B sequences, M blocks of its longest context.
 """
 
 from __future__ import annotations
 
+import logging
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .buckets import Bucket, padded_arrays
+from .device_errors import is_out_of_memory
 from .packing import pack, unpack
 from .step_arrays import Array
 
-_ROWS: tuple[int, ...] = (
-    *range(1, 9),
-    *range(10, 17, 2),
-    *range(20, 33, 4),
-    *range(40, 65, 8),
-    *range(80, 129, 16),
-)
-_CONTEXT_TOKENS = 256
-"""The least context of a bucket, doubled from one to the next; a split of the attention kernels."""
+logger = logging.getLogger(__name__)
+
+MAX_GRAPHS = 64
+"""Graphs at one time. Of a replica's some hundred buckets so many are in use; each takes memory."""
 
 
-MAX_PROMPT_TOKENS = 512
-"""Tokens of a prompt that still gets a graph; longer ones keep the device busy while the host launches."""
-_PROMPT_TOKENS = 64
-"""Prompts' buckets are multiples of it."""
+class Graph(Protocol):
+    """Launches that were recorded."""
+
+    def replay(self) -> None:
+        """Makes them once more, over the same memory."""
+        ...
 
 
-class Bucket(NamedTuple):
-    """What steps have in common that replay one graph.
+Capture = Callable[[Callable[[], None]], Graph]
+"""Makes a graph of the launches of what it calls, which are recorded and not done."""
 
-    Attributes:
-        num_tokens: Tokens; those behind a step's own repeat its last one.
-        num_sequences: As many as tokens where each decodes one, else 1.
-        max_context: Keys of the longest sequence at most.
-        is_filtered: Whether any sequence has top-k, top-p or min-p.
-    """
 
-    num_tokens: int
-    num_sequences: int
-    max_context: int
-    is_filtered: bool
+class CudaCapture:
+    """A ``Capture`` of CUDA graphs, which share one pool of memory: they replay one behind the other."""
 
-    @classmethod
-    def of(cls, num_tokens: int, num_sequences: int, max_context: int, *, is_filtered: bool) -> Bucket:
-        """The smallest one that holds a step."""
-        context = _CONTEXT_TOKENS
-        while context < max_context:
-            context *= 2
-        if num_tokens > num_sequences:
-            return cls(-(-num_tokens // _PROMPT_TOKENS) * _PROMPT_TOKENS, 1, context, is_filtered)
-        num_rows = bucket_rows(num_tokens)
-        return cls(num_rows, num_rows, context, is_filtered)
+    def __init__(self) -> None:
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Callable[[], None]) -> Graph:
+        """Captures a step. Raises what it raises, or that there is no memory for the graph itself."""
+        if not self._graphs:
+            self._pool = torch.cuda.graph_pool_handle()  # with its last graph a pool is gone
+        graph = torch.cuda.CUDAGraph()
+        # The outer context puts the stream back even where the end of a capture fails. Other threads of the
+        # process use the device too, and must not end up in the graph.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
+            step()
+        self._graphs.add(graph)
+        return graph
 
 
 @dataclass(slots=True, kw_only=True)
-class _Place:
-    """A bucket's memory, and its graph once it was captured.
+class _Captured:
+    """A bucket's memory, and its graph once there is one.
 
     Attributes:
         packed: The arrays of a step, in one piece.
-        arrays: Views of them.
+        tensors: Views of them.
         graph: None until the bucket's second step.
-        sampled_B: Where the graph leaves its tokens.
+        is_capturable: Whether there may still be one; not once there was no memory for it.
     """
 
     packed: Tensor
-    arrays: dict[str, Tensor]
-    graph: torch.cuda.CUDAGraph | None = None
-    sampled_B: Tensor | None = None
+    tensors: dict[str, Tensor]
+    graph: Graph | None = None
+    is_capturable: bool = True
 
 
 class StepGraphs:
     """Runs steps, by a graph wherever one was captured.
 
+    A bucket's first step runs launch by launch, which compiles what it needs, and its second is captured.
+    Of more buckets than ``max_graphs`` the least recently used is forgotten, graph and all.
+
     Args:
-        step: Does the arithmetic of a step on the tensors of its bucket, from ids to sampled ids [B]. It
+        step: Does a step on the tensors of its bucket, from ids to what it leaves in memory of its own. It
             must not wait for the device.
+        capture: Makes a graph of it.
         device: Where.
         block_size: Tokens of a block.
+        max_graphs: Buckets at one time.
     """
 
     def __init__(
         self,
-        step: Callable[[dict[str, Tensor], Bucket], Tensor],
+        step: Callable[[dict[str, Tensor], Bucket], None],
+        capture: Capture,
         *,
         device: torch.device,
         block_size: int,
+        max_graphs: int = MAX_GRAPHS,
     ) -> None:
         self._step = step
+        self._capture = capture
         self._device = device
         self._block_size = block_size
-        self._places: dict[Bucket, _Place] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._max_graphs = max_graphs
+        self._buckets: OrderedDict[Bucket, _Captured] = OrderedDict()  # the least recently used first
 
-    def run(self, arrays: Mapping[str, Array], bucket: Bucket) -> Tensor:
+    def run(self, arrays: Mapping[str, Array], bucket: Bucket) -> None:
         """Does one step.
-
-        A bucket's first step runs launch by launch, which compiles what it needs; its second is captured.
 
         Args:
             arrays: What the step is about, by the names of the model's fields.
             bucket: One that holds it.
-
-        Returns:
-            The sampled ids on the device, one per sequence of the bucket. The next step overwrites them.
         """
         padded = padded_arrays(arrays, bucket, self._block_size)
-        packed = pack(padded, pinned=True)
-        place = self._places.get(bucket)
-        if place is None:
+        packed = pack(padded, pinned=self._device.type == "cuda")
+        captured = self._buckets.get(bucket)
+        if captured is None:
             on_device = packed.to(self._device, non_blocking=True)
-            place = self._places[bucket] = _Place(packed=on_device, arrays=unpack(on_device, padded))
-            return self._step(place.arrays, bucket)
-        place.packed.copy_(packed, non_blocking=True)
-        if place.graph is None:
-            self._capture(place, bucket)
-        assert place.graph is not None
-        assert place.sampled_B is not None
-        place.graph.replay()
-        return place.sampled_B
+            captured = _Captured(packed=on_device, tensors=unpack(on_device, padded))
+            self._step(captured.tensors, bucket)
+            self._remember(bucket, captured)
+            return
+        self._buckets.move_to_end(bucket)
+        captured.packed.copy_(packed, non_blocking=True)
+        if not self._replay(captured, bucket):
+            self._step(captured.tensors, bucket)
 
-    def _capture(self, place: _Place, bucket: Bucket) -> None:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the process use the device too; they must not end up in the graph.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            place.sampled_B = self._step(place.arrays, bucket)
-        place.graph = graph
+    def _remember(self, bucket: Bucket, captured: _Captured) -> None:
+        if len(self._buckets) == self._max_graphs:
+            self._buckets.popitem(last=False)
+        self._buckets[bucket] = captured
 
-
-def padded_arrays(arrays: Mapping[str, Array], bucket: Bucket, block_size: int) -> dict[str, Array]:
-    """Brings a step's arrays to the size of its bucket.
-
-    What pads repeats the step's last token: it asks for no other expert or key, so it costs next to nothing.
-    In a decode it also writes what that token writes, to the same place. Behind a prompt it belongs to no
-    sequence and sees no key, so what it would write is something else, and it writes nothing.
-    """
-    padded = {name: _repeat_last(array, _length(name, bucket, len(array))) for name, array in arrays.items()}
-    if bucket.num_tokens > bucket.num_sequences:
-        padded["slot_mapping_T"][len(arrays["slot_mapping_T"]) :] = -1
-    tables_BM = padded["block_tables_BM"]
-    padded["block_tables_BM"] = np.zeros(
-        (bucket.num_sequences, -(-bucket.max_context // block_size)), dtype=tables_BM.dtype
-    )
-    padded["block_tables_BM"][:, : tables_BM.shape[1]] = tables_BM
-    return padded
-
-
-def _length(name: str, bucket: Bucket, length: int) -> int:
-    """By the letter of its first dimension."""
-    match name.rpartition("_")[2]:
-        case "T":
-            return bucket.num_tokens
-        case "B" | "BM" | "S":
-            return bucket.num_sequences
-        case _:
-            return length
-
-
-def _repeat_last(array: Array, length: int) -> Array:
-    return array[np.minimum(np.arange(length), len(array) - 1)]
-
-
-def prompt_buckets() -> range:
-    """Tokens of the buckets of prompts."""
-    return range(_PROMPT_TOKENS, MAX_PROMPT_TOKENS + 1, _PROMPT_TOKENS)
-
-
-def bucket_rows(num_rows: int) -> int:
-    """Rows of the smallest bucket that holds so many: exact up to 8, within a quarter beyond."""
-    for rows in _ROWS:
-        if rows >= num_rows:
-            return rows
-    return (num_rows + 31) // 32 * 32
+    def _replay(self, captured: _Captured, bucket: Bucket) -> bool:
+        """Does a step by its bucket's graph, captured if need be; tells whether there is memory for one."""
+        if not captured.is_capturable:
+            return False
+        try:
+            if captured.graph is None:
+                captured.graph = self._capture(lambda: self._step(captured.tensors, bucket))
+            captured.graph.replay()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            captured.graph, captured.is_capturable = None, False  # and nothing of the step is done
+            logger.warning("no memory for a graph of %s: its steps take longer", bucket)
+        return captured.is_capturable

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from thinkstream_client.errors import ServiceUnavailable
 from thinkstream_client.records import JobRef
 
+from .buckets import MAX_PROMPT_TOKENS, prompt_buckets
 from .engine import Engine
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey, SequenceEnd, Submit
 from .sampling import ResolvedSampling
-from .step_graphs import MAX_PROMPT_TOKENS, prompt_buckets
 
 logger = logging.getLogger(__name__)
 

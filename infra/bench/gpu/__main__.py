@@ -102,7 +102,7 @@ def _decode_row(bench: EngineBench, num_jobs: int) -> dict[str, float]:
 
 
 def _hit_experts(bench: EngineBench, counting: CountingExchange, num_jobs: int) -> float:
-    """Distinct experts per layer in decode steps; asking for log-probabilities keeps graphs away."""
+    """Distinct experts per layer in decode steps; log-probabilities give them graphs of their own."""
     sampling = ResolvedSampling(max_tokens=12, logprobs=0)
     jobs = [(bench.random_prompt(_NUM_PROMPT), (), sampling) for _ in range(num_jobs)]
     counting.count(num_jobs)

@@ -10,7 +10,7 @@ from thinkstream_model.ops import Ops, Routing
 
 
 class CountingExchange(LocalExchange):
-    """A local exchange that counts, when told to, in steps that are not replayed from a graph.
+    """A local exchange that counts on the device, when told to, also in steps captured meanwhile.
 
     Args:
         ops: See ``LocalExchange``.
@@ -21,21 +21,28 @@ class CountingExchange(LocalExchange):
         super().__init__(ops)
         self._num_experts = num_experts
         self._num_rows = 0
-        self._hits: list[Tensor] = []
+        self._sums_2: Tensor | None = None  # distinct experts, layers of steps
 
+    @torch.inference_mode()
     def count(self, num_rows: int) -> None:
         """Forget what was counted and count steps of so many rows from now on; 0 is none."""
         self._num_rows = num_rows
-        self._hits = []
+        if self._sums_2 is not None:
+            self._sums_2.zero_()
 
     @property
     def mean_hits(self) -> float:
         """Distinct experts per layer and step."""
-        return float(torch.stack(self._hits).float().mean())
+        assert self._sums_2 is not None
+        return float(self._sums_2[0] / self._sums_2[1])
 
     def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """See ``LocalExchange.dispatch``."""
         if hidden_TD.shape[0] == self._num_rows:
-            rows_E = routing.expert_ids_TK.flatten().long().bincount(minlength=self._num_experts)
-            self._hits.append((rows_E > 0).sum())
+            if self._sums_2 is None:
+                self._sums_2 = hidden_TD.new_zeros(2, dtype=torch.int64)
+            is_hit_E = self._sums_2.new_zeros(self._num_experts)
+            is_hit_E.index_fill_(0, routing.expert_ids_TK.flatten().long(), 1)
+            self._sums_2[0] += is_hit_E.sum()
+            self._sums_2[1] += 1
         return super().dispatch(layer, hidden_TD, routing)

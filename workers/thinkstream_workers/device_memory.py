@@ -1,0 +1,63 @@
+"""What a GPU must keep free beside weights and KV cache: what steps take while they run, and their graphs.
+
+Worked out, not measured: each figure is the most that the kernels have at one time. Graphs have a memory of
+their own, which they share, so what a step takes counts twice where it may be captured.
+"""
+
+from __future__ import annotations
+
+from thinkstream_model.config import ThinkerConfig
+
+from .buckets import MAX_PROMPT_TOKENS, bucket_rows
+from .engine_config import EngineConfig
+from .step_graphs import MAX_GRAPHS
+
+_SPLIT_KEYS = 256
+"""Keys of a split of the attention kernels."""
+_GRAPH_BYTES = 8 << 20
+"""Of one graph: some five hundred launches and their arguments."""
+_CODE_BYTES = 256 << 20
+"""Kernels that are loaded at first use, and what an allocator cannot use of what it holds."""
+_LOGITS_OF_EXTRAS = 8
+"""Logits' worth of memory that penalties and biases take at their height."""
+_MAX_SHARE = 0.25
+"""Of what is free. Beyond, a step that must be cut in two is better than no room for keys and values."""
+
+
+def reserve_bytes(config: ThinkerConfig, limits: EngineConfig, free_bytes: int, dtype_bytes: int) -> int:
+    """Memory that the KV cache must leave.
+
+    Args:
+        config: The Thinker's shape.
+        limits: The engine's.
+        free_bytes: What is free now that the weights are there.
+        dtype_bytes: Bytes of one number of the activations.
+    """
+    num_rows = bucket_rows(limits.slots)
+    token_bytes = _token_bytes(config, dtype_bytes)
+    logits_bytes = num_rows * config.vocab_size * 4
+    partial_bytes = _partial_bytes(config, limits, num_rows)
+    # The sampler starts when the layers have given back what they took.
+    eager_bytes = max(limits.step_tokens * token_bytes, _LOGITS_OF_EXTRAS * logits_bytes)
+    captured_bytes = max(num_rows, MAX_PROMPT_TOKENS) * token_bytes
+    handed_over_bytes = 2 * logits_bytes  # a graph's own logits, and where it leaves them
+    graphs_bytes = captured_bytes + handed_over_bytes + MAX_GRAPHS * _GRAPH_BYTES
+    num_bytes = eager_bytes + logits_bytes + graphs_bytes + 2 * partial_bytes + _CODE_BYTES
+    return min(num_bytes, int(free_bytes * _MAX_SHARE))
+
+
+def _token_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
+    """Activations of one token: the residual stream with its norms, and the widest that lies beside them."""
+    attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    experts = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
+    dense = 3 * config.intermediate_size
+    widest = max(attention, experts, dense)
+    lists = 4 * config.num_experts * 9  # int32 places of its experts, and eight parts of its router's sums
+    return (4 * config.hidden_size + widest) * dtype_bytes + lists
+
+
+def _partial_bytes(config: ThinkerConfig, limits: EngineConfig, num_rows: int) -> int:
+    """What attention finds in the splits of the longest context, for as many rows as there may be."""
+    longest = min(limits.max_context or config.max_position_embeddings, config.max_position_embeddings)
+    num_splits = -(-longest // _SPLIT_KEYS)
+    return num_rows * num_splits * config.num_heads * (config.head_dim + 2) * 4
