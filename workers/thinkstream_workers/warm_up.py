@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from thinkstream_client.errors import ServiceUnavailable
 from thinkstream_client.records import JobRef
@@ -20,6 +22,17 @@ logger = logging.getLogger(__name__)
 _REF = JobRef("-", "warm-up")
 _POLL_S = 0.02
 _NUM_PROBE_TOKENS = 64
+
+_SHORT = (0, 1)
+_CONTEXTS = (300, 1_100)
+"""Tokens of prompts that are decoded: attention merges the first one's splits, a kernel the other's."""
+
+_FILTERED = ResolvedSampling(max_tokens=4, temperature=0.6, top_k=20, top_p=0.95)
+"""As most jobs want it. Of four tokens the prompt brings one, a bucket's first step the next, its capture and
+a replay the others."""
+_UNFILTERED = ResolvedSampling(max_tokens=4)
+_WITH_EXTRAS = replace(_FILTERED, presence_penalty=0.5, logit_bias={0: 0.5}, logprobs=1)
+_ONE_TOKEN, _TWO_TOKENS = replace(_FILTERED, max_tokens=1), replace(_FILTERED, max_tokens=2)
 
 
 class WarmUp:
@@ -44,6 +57,7 @@ class WarmUp:
     ) -> None:
         self._engine, self._inbox, self._outbox = engine, inbox, outbox
         self._is_stopping, self._clock = is_stopping, clock
+        self._first_ids = itertools.count()
 
     def run(self) -> None:
         """Has the engine make two tokens, so that the first job does not pay for what first use costs.
@@ -51,27 +65,41 @@ class WarmUp:
         Raises:
             ServiceUnavailable: The engine fails.
         """
-        self._do((0, 1), max_tokens=2)
+        self._do([_SHORT], _TWO_TOKENS)
 
-    def rehearse(self, num_seqs: int, step_tokens: int) -> None:
-        """Has the engine compile and capture what steps of any size need, the smallest first.
+    def rehearse(self, num_seqs: int, step_tokens: int, *, prompt_graphs: bool = False) -> None:
+        """Has the engine meet what service meets: a step that compiled later might outlast the lease.
 
-        A step that compiled while jobs wait might outlast the lease.
+        Rehearsed are decodes of 1, 2, 4 and so on sequences, the most of them first, whose graphs take the
+        memory that the others' share; decodes with keys of several splits and with more than 1,024, of one
+        sequence and of all; sampling without filters and with all that a request may ask for; prompts up to
+        the longest step. After that every kernel is compiled.
+
+        Not rehearsed are graphs of other numbers of rows or longer contexts: at the second step of each the
+        engine stops for as long as a capture takes, some tens of milliseconds.
 
         Args:
             num_seqs: Sequences decoded at once.
             step_tokens: Tokens of a step.
+            prompt_graphs: Whether short prompts have graphs, to be captured too.
 
         Raises:
             ServiceUnavailable: The engine fails.
         """
-        for num_rows in _doubling(1, num_seqs):
-            self._do(*[(0, 1)] * num_rows, max_tokens=4)
-        longest = min(step_tokens, self._engine.max_context - 1)
-        # What is captured is so the second time; no prompt begins as another does.
-        prompts = [*prompt_buckets(), *prompt_buckets(), *_doubling(MAX_PROMPT_TOKENS, longest)]
-        for number, num_tokens in enumerate(prompts):
-            self._do((number,) * min(num_tokens, longest), max_tokens=1)
+        for num_rows in reversed([*_doubling(1, num_seqs)]):
+            self._do([_SHORT] * num_rows)
+        for sampling in (_UNFILTERED, _WITH_EXTRAS):
+            self._do([_SHORT] * num_seqs, sampling)
+        for num_tokens in _CONTEXTS:
+            for num_rows in (1, num_seqs):
+                self._do([self._prompt(num_tokens), *[_SHORT] * (num_rows - 1)])
+        shortest = _NUM_PROBE_TOKENS
+        if prompt_graphs:
+            shortest = MAX_PROMPT_TOKENS
+            for num_tokens in (*prompt_buckets(), *prompt_buckets()):  # captured the second time
+                self._do([self._prompt(num_tokens)], _ONE_TOKEN)
+        for num_tokens in _doubling(shortest, min(step_tokens, self._engine.max_context)):
+            self._do([self._prompt(num_tokens)], _ONE_TOKEN)
 
     def size_step(self, lease_ms: int, *, num_seqs: int, usual_tokens: int) -> None:
         """Limits the tokens of a step to what takes a quarter of the lease, by the time of a short one.
@@ -89,7 +117,7 @@ class WarmUp:
         """
         num_tokens = max(2, min(_NUM_PROBE_TOKENS, usual_tokens, self._engine.max_context - 1))
         began_s = self._clock()
-        self._do((0, 1) * (num_tokens // 2), max_tokens=1)
+        self._do([(0, 1) * (num_tokens // 2)], _ONE_TOKEN)
         step_s = self._clock() - began_s
         affordable = affordable_tokens(num_tokens, step_s, lease_ms)
         if affordable >= usual_tokens:
@@ -104,11 +132,17 @@ class WarmUp:
                 lease_ms / 1e3,
             )
 
-    def _do(self, *prompts: tuple[int, ...], max_tokens: int) -> None:
-        # As most jobs want it: filtered, which takes kernels of its own.
-        sampling = ResolvedSampling(max_tokens=max_tokens, temperature=0.6, top_k=20, top_p=0.95)
-        for number, prompt_ids in enumerate(prompts):
-            self._inbox.put(Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids, sampling=sampling))
+    def _prompt(self, num_tokens: int) -> tuple[int, ...]:
+        """So many tokens, or as many as there is room for; it begins as no other, so that it is computed."""
+        num_tokens = min(num_tokens, self._engine.max_context - _FILTERED.max_tokens)
+        return (next(self._first_ids),) * num_tokens
+
+    def _do(self, prompts: Sequence[tuple[int, ...]], sampling: ResolvedSampling = _FILTERED) -> None:
+        """Has the engine answer prompts that it finds together."""
+        self._inbox.put_all(
+            Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids, sampling=sampling)
+            for number, prompt_ids in enumerate(prompts)
+        )
         ends: list[SequenceEnd] = []
         while len(ends) < len(prompts):
             if self._is_stopping():
@@ -121,7 +155,7 @@ class WarmUp:
 
 
 def _doubling(first: int, last: int) -> Iterator[int]:
-    """From the first to the last, each twice the one before."""
+    """From the first to the last, each twice the one before; the last alone where the first is beyond it."""
     number = first
     while number < last:
         yield number
