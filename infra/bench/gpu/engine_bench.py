@@ -96,7 +96,7 @@ class EngineBench:
         return tuple(secrets.randbelow(self._num_ids) for _ in range(num_tokens))
 
     def decode(self, jobs: Sequence[tuple[tuple[int, ...], tuple[int, ...], ResolvedSampling]]) -> Decoded:
-        """Have jobs answered, all submitted at once.
+        """Have jobs answered, which the engine finds all at once.
 
         Args:
             jobs: Prompt, tokens already published, and sampling of each.
@@ -107,10 +107,10 @@ class EngineBench:
         keys = [JobKey(JobRef("-", str(next(self._numbers))), 0) for _ in jobs]
         texts: dict[JobKey, list[int]] = {key: [] for key in keys}
         began_s = time.perf_counter()
-        for key, (prompt_ids, published_ids, sampling) in zip(keys, jobs, strict=True):
-            self._inbox.put(
-                Submit(key=key, prompt_ids=prompt_ids, published_ids=published_ids, sampling=sampling)
-            )
+        self._inbox.put_all(
+            Submit(key=key, prompt_ids=prompt_ids, published_ids=published_ids, sampling=sampling)
+            for key, (prompt_ids, published_ids, sampling) in zip(keys, jobs, strict=True)
+        )
         num_ended = 0
         first_s = 0.0
         while num_ended < len(jobs):
