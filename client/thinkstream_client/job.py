@@ -86,7 +86,7 @@ class Job:
             timeout_s: How long to wait for the end.
 
         Raises:
-            InvalidRequest: ``from_index`` is below 0.
+            InvalidRequest: ``from_index`` or ``timeout_s`` is outside its range.
 
         Iterating raises:
             InvalidRequest: The result ended before ``from_index``.
@@ -107,16 +107,18 @@ class Job:
         """Waits for the end and returns the whole result.
 
         Args:
-            confirm: Return only what a crash of Redis cannot take back; unless the server syncs each write,
-                that takes two and a half seconds more.
-            timeout_s: How long to wait for the end.
+            confirm: Return only what a crash of Redis cannot take back. Under ``appendfsync everysec`` that
+                takes two and a half seconds more; so it does where this user may not ask by CONFIG GET.
+            timeout_s: How long to wait for the end, and for its confirmation.
 
         Raises:
             JobNotFound, ResultExpired: There is nothing to read.
             JobFailed, PromptTooLong, JobExpired, JobCancelled: How it ended; ``partial`` holds what there is.
-            ServiceUnavailable: The connection was lost and did not come back.
-            TimeoutError: The end did not come in time.
-            ConfigError: ``confirm`` was asked of a server that keeps no append-only file or never syncs it.
+            ServiceUnavailable: The connection was lost and did not come back, or nothing was synced.
+            TimeoutError: The end did not come, or was not confirmed, in time.
+            ConfigError: ``confirm`` was asked of a server that keeps no append-only file, never syncs it, or,
+                being older than 7.2, does not tell its user when.
+            InvalidRequest: ``timeout_s`` is outside its range.
         """
         return self._run(self._core.result(self._ref, self._submission, confirm=confirm, timeout_s=timeout_s))
 

@@ -216,12 +216,13 @@ class ClientCore:
             ref: The job.
             submission: Its payload, if this process submitted it.
             confirm: Whether to return only what a crash of Redis cannot take back.
-            timeout_s: How long to wait for the end.
+            timeout_s: How long to wait for the end, and for its confirmation.
 
         Raises:
             ThinkstreamError: How the job ended otherwise, with ``partial`` set.
-            TimeoutError: The end did not come in time.
-            ConfigError: ``confirm`` was asked of a server that keeps no append-only file or never syncs it.
+            TimeoutError: The end did not come, or was not confirmed, in time.
+            ConfigError: ``confirm`` was asked of a server that keeps no append-only file, never syncs it, or
+                does not tell when.
         """
         check_wait("timeout_s", timeout_s)
         server = yield from self.connect()
@@ -242,7 +243,7 @@ class ClientCore:
             if not confirm:
                 return result
             num_tokens = len(result.token_ids)
-            if (yield from is_durable(self._keys, ref, num_tokens, server, self._patience_s)):
+            if (yield from is_durable(self._keys, ref, num_tokens, server, self._patience_s, end_s)):
                 return result
 
     def close_batch(self, tenant: str, batch_id: str) -> Operation[None]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from thinkstream_client.core.durability import is_durable
 from thinkstream_client.core.effects import Effect, Pipeline, Sleep
-from thinkstream_client.errors import CommandRefused, ConfigError, JobNotFound, ThinkstreamError
+from thinkstream_client.errors import (
+    CommandRefused,
+    ConfigError,
+    JobNotFound,
+    ServiceUnavailable,
+    ThinkstreamError,
+)
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol.server_check import ServerInfo
 from thinkstream_client.protocol.wire import RawEntry, Terminal
@@ -25,12 +32,15 @@ class Server:
 
     def __init__(self, policy: str | ThinkstreamError, entries: list[RawEntry]) -> None:
         self.policy, self.entries = policy, entries
+        self.waited_ms: list[int] = []
+        self.before: list[list[Any]] = []
         self.confirmed: list[Any] = [None, True]
         self.asked: list[object] = []
         self.slept_ms: list[int] = []
 
-    def run(self, server: ServerInfo) -> bool:
-        operation = is_durable(Keys(), REF, 3, server, 0.0)
+    def run(self, server: ServerInfo, *, timeout_s: float | None = None, patience_s: float = 0.0) -> bool:
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        operation = is_durable(Keys(), REF, 3, server, patience_s, end_s)
         reply: Any = None
         try:
             while True:
@@ -49,7 +59,8 @@ class Server:
                 return None
             case Pipeline(calls):
                 self.asked += [call.args[0] for call in calls]
-                return self.confirmed
+                self.waited_ms.append(int(calls[-1].args[-1]))
+                return self.before.pop(0) if self.before else self.confirmed
             case _:
                 call: Any = effect
                 self.asked.append(call.args[0])
@@ -67,10 +78,10 @@ def test_always_takes_the_server_s_word() -> None:
     assert server.slept_ms == []
 
 
-@pytest.mark.parametrize(
-    "policy",
-    ["everysec", ConfigError("NOPERM this user has no permissions"), CommandRefused("ERR no such command")],
-)
+SILENT = [ConfigError("NOPERM this user has no permissions"), CommandRefused("ERR no such command")]
+
+
+@pytest.mark.parametrize("policy", ["everysec", *SILENT])
 def test_else_the_end_must_be_older_than_two_seconds(policy: str | ThinkstreamError) -> None:
     server = Server(policy, [END])
     assert server.run(VALKEY)
@@ -92,15 +103,44 @@ def test_an_end_that_is_gone_is_not_durable(policy: str) -> None:
     assert not Server(policy, []).run(VALKEY)
 
 
-def test_a_disk_that_does_not_follow_is_told_from_one_that_does() -> None:
-    server = Server("everysec", [END])
-    server.confirmed = [None, False]
-    assert not server.run(VALKEY)
-    server.confirmed = [JobNotFound(REF.job_id), True]
-    assert server.run(VALKEY)
+@pytest.mark.parametrize("policy", SILENT)
+def test_nothing_is_confirmed_where_nothing_tells_when_it_is_synced(policy: ThinkstreamError) -> None:
+    with pytest.raises(ConfigError, match=r"Redis 7\.0\.15 does not tell .* CONFIG GET"):
+        Server(policy, [END]).run(REDIS)
+
+
+@pytest.mark.parametrize("policy", ["everysec", "always", *SILENT])
+def test_a_server_that_syncs_nothing_is_given_up(policy: str | ThinkstreamError) -> None:
+    server = Server(policy, [END])
+    server.confirmed = [None, False]  # what it says under `appendfsync no`
+    with pytest.raises(ServiceUnavailable, match=r"synced nothing .* \(appendfsync no\)"):
+        server.run(VALKEY)
+
+
+def test_a_disk_is_waited_for() -> None:
+    server = Server("always", [END])
+    server.before = [[None, False]]
+    assert server.run(VALKEY, patience_s=5.0)
+    assert server.asked.count("WAITAOF") == 2
+
+
+def test_a_job_that_is_gone_is_not_durable() -> None:
+    server = Server("always", [])
+    for server.confirmed in ([JobNotFound(REF.job_id), True], [JobNotFound(REF.job_id), False]):
+        assert not server.run(VALKEY)
     server.confirmed = [None, ConfigError("appendonly is disabled")]
     with pytest.raises(ConfigError, match="appendonly"):
         server.run(VALKEY)
+
+
+@pytest.mark.parametrize("server_info", [VALKEY, REDIS])
+def test_a_given_time_ends_the_wait(server_info: ServerInfo) -> None:
+    server = Server("everysec", [END])
+    with pytest.raises(TimeoutError, match="not confirmed"):
+        server.run(server_info, timeout_s=0.3)
+    assert sum(server.slept_ms) <= 300 and all(0 < ms <= 300 for ms in server.waited_ms)
+    with pytest.raises(TimeoutError):
+        server.run(VALKEY, timeout_s=0.0)
 
 
 def test_a_server_that_never_syncs_confirms_nothing() -> None:
