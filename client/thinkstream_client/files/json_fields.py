@@ -67,18 +67,24 @@ def messages_of(fields: Mapping[str, Any]) -> list[dict[str, str]] | None:
     if fields.get("messages") is None:
         return None
     messages: list[dict[str, str]] = []
-    for given in json_list(fields["messages"], "messages"):
-        message = json_object(given, "messages")
-        messages.append({**message, "content": _content(message.get("content"))})
+    for place, given in enumerate(json_list(fields["messages"], "messages")):
+        message = json_object(given, f"messages[{place}]")
+        content = _content(message.get("content"), f"messages[{place}].content")
+        messages.append({**message, "content": content})
     return messages
 
 
-def _content(value: object) -> str:
+def _content(value: object, where: str) -> str:
     # OpenAI writes text either plainly or as parts; parts of other kinds are refused.
     if isinstance(value, str):
         return value
-    parts = [json_object(part, "messages.content") for part in json_list(value, "messages.content")]
-    for part in parts:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequest("messages.content", part, "text")
-    return "".join(part["text"] for part in parts)
+    if not isinstance(value, list):
+        raise InvalidRequest(where, value, "text, or a list of parts of type text")
+    texts: list[str] = []
+    for place, part in enumerate(cast("list[object]", value)):
+        match part:
+            case {"type": "text", "text": str(text)}:
+                texts.append(text)
+            case _:
+                raise InvalidRequest(f"{where}[{place}]", part, "a part of type text")
+    return "".join(texts)

@@ -20,6 +20,8 @@ CHAT_URL = "/v1/chat/completions"
 COMPLETIONS_URL = "/v1/completions"
 _IGNORED = frozenset({"model", "user", "metadata", "store", "service_tier", "stream_options"})
 _ONLY = (("n", 1), ("best_of", 1), ("echo", False), ("stream", False))
+_IN_CHATS = {"sampling.max_tokens": "max_completion_tokens", "sampling.logprobs": "top_logprobs"}
+"""What a chat may call our fields."""
 
 
 def request_of_body(given: Mapping[str, Any], *, is_chat: bool) -> Request:
@@ -31,8 +33,9 @@ def request_of_body(given: Mapping[str, Any], *, is_chat: bool) -> Request:
     try:
         return _request_of_body(dict(given), is_chat=is_chat)
     except InvalidRequest as error:
-        field = error.field.removeprefix("sampling.")
-        raise InvalidRequest(f"body.{field}", error.value, error.allowed) from error
+        written = _IN_CHATS.get(error.field) if is_chat else None
+        name = written if written in given else error.field.removeprefix("sampling.")
+        raise InvalidRequest(f"body.{name}", error.value, error.allowed) from error
 
 
 def body_of_result(result: JobResult, *, is_chat: bool, model: str, created_s: int) -> dict[str, Any]:

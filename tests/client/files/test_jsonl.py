@@ -26,6 +26,7 @@ def line_of(item: BatchItem, outcome: JobResult | JobFailed) -> str:
     return result_line(BatchResult(item=item, job_id="j", error=outcome), created_s=12)
 
 
+AUDIO = [{"type": "text", "text": "a"}, {"type": "audio"}]
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -79,7 +80,16 @@ def test_short_lines() -> None:
         (parse(7, id="x", prompt=5), "line 7: prompt"),
         (parse(7, id="", prompt="a"), "line 7: id"),
         (parse(7, id="x", token_ids=["a"]), "line 7: token_ids"),
-        (parse(7, id="x", messages=[{"role": "user"}]), "line 7: messages.content"),
+        (parse(7, id="x", messages=[{"role": "user"}]), "line 7: messages[0].content"),
+        (parse(7, id="x", messages=[*HELLO, {"role": "user", "content": 5}]), "line 7: messages[1].content"),
+        (parse(7, id="x", messages=[*HELLO, 5]), "line 7: messages[1]"),
+        (parse(7, id="x", messages=[*HELLO, {**HELLO[0], "name": 5}]), "line 7: messages[1]"),
+        (parse(7, id="x", messages=[{**HELLO[0], "content": "\ud800"}]), "line 7: messages[0].content"),
+        (parse(7, id="x", messages={}), "line 7: messages"),
+        (parse(7, id="x", prompt="\ud800"), "line 7: prompt"),
+        (parse(7, id="x", prompt="a", stop=["b", "\ud800"]), "line 7: sampling.stop[1]"),
+        (parse(7, id="x", prompt="a", temperature=float("nan")), "line 7: sampling.temperature"),
+        (parse(7, id="x", prompt="a", logit_bias={"5": None}), "line 7: sampling.logit_bias[5]"),
         (parse(7, id="x", messages=[{"role": "robot", "content": ""}]), "line 7: messages[0].role"),
         (parse(7, id="x", prompt="a", tags=["a b"]), "line 7: tags"),
         (parse(7, id="x", prompt="a", logit_bias={"x": 1}), "line 7: logit_bias"),
@@ -87,7 +97,12 @@ def test_short_lines() -> None:
         (chat(messages=HELLO, temperature=-1), "line 1: body.temperature"),
         (chat(messages=HELLO, n=2), "line 1: body.n"),
         (chat(messages=HELLO, tools=[]), "line 1: body.tools"),
-        (chat(messages=[{"role": "user", "content": [{"type": "audio"}]}]), "line 1: body.messages.content"),
+        (chat(messages=[*HELLO, {"role": "user", "content": None}]), "line 1: body.messages[1].content"),
+        (chat(messages=[{**HELLO[0], "content": AUDIO}]), "line 1: body.messages[0].content[1]"),
+        (chat(messages=HELLO, max_completion_tokens=0), "line 1: body.max_completion_tokens"),
+        (chat(messages=HELLO, logprobs=True, top_logprobs="x"), "line 1: body.top_logprobs"),
+        (chat(messages=HELLO, logprobs="x", top_logprobs=1), "line 1: body.logprobs"),
+        (chat(messages=HELLO, max_tokens=0), "line 1: body.max_tokens"),
         (chat(), "line 1: body.messages"),
         (chat(custom_id=None, messages=HELLO), "line 1: custom_id"),
         (chat(url="/v1/embeddings", input="a"), "line 1: url"),
