@@ -3,126 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import redis
+from tests.support.hand_publisher import Replica, end, tokens
 
-from thinkstream_client.errors import Fenced, RecordInvalid, ServiceUnavailable, ThinkstreamError
 from thinkstream_client.protocol import functions
-from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.wire import Entry, Marker
 from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStatus
-from thinkstream_workers import publisher
-from thinkstream_workers.job_table import JobTable
-from thinkstream_workers.job_times import JobTimes
-from thinkstream_workers.mailboxes import Inbox, Outbox
-from thinkstream_workers.orders import JobKey, SequenceEnd, Started, StepOutput, Stop, TokenOut
-from thinkstream_workers.publication import Publication
-from thinkstream_workers.publisher import Publisher
-from thinkstream_workers.pulse import Pulse
-from thinkstream_workers.session import Session
+from thinkstream_workers.orders import JobKey, Started, StepOutput, TokenOut
 
 if TYPE_CHECKING:
     from tests.workers.conftest import Letters, Service
-
-T = TypeVar("T")
-
-
-class FlakyConnection:
-    """Carries out a call and loses its reply, or loses the call, when told to."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self.lose_reply_of: list[str] = []
-        self.refuse = False
-        self.refuse_rows_of = ""
-        self.refuse_call = ""
-        self.fence_calls = ""
-        self.sent: list[str] = []
-
-    def run(self, call: Call[T]) -> T:
-        if self.refuse:
-            raise ServiceUnavailable("refused by the test")
-        if call.args[1] in ("ts1_step", "ts1_finish") and self.refuse_rows_of in call.args:
-            raise RecordInvalid("refused for good by the test")
-        if call.args[1] == self.fence_calls:
-            raise Fenced("fenced by the test")
-        if call.args[1] == self.refuse_call:
-            raise RecordInvalid("refused for good by the test")
-        reply = self._service.connection.run(call)
-        name = str(call.args[1]) if call.args[0] == "FCALL" else str(call.args[0])
-        self.sent.append(name)
-        if name in self.lose_reply_of:
-            self.lose_reply_of.remove(name)
-            raise ServiceUnavailable("lost by the test")
-        return reply
-
-    def run_many(self, calls: Sequence[Call[T]]) -> list[T | ThinkstreamError]:
-        return [self.run(call) for call in calls]
-
-
-class Replica:
-    """A Publisher with its surroundings, turned by hand."""
-
-    def __init__(self, service: Service, letters: Letters) -> None:
-        self._service, self._letters = service, letters
-        self.connection = FlakyConnection(service)
-        self.session = Session(service.config(lease_ms=20_000), self.connection, {})
-        self.table, self.inbox, self.outbox, self.pulse = JobTable(), Inbox(), Outbox(), Pulse()
-        self.adopted: list[JobKey] = []
-        self.publisher = Publisher(
-            self.session,
-            20_000,
-            table=self.table,
-            inbox=self.inbox,
-            outbox=self.outbox,
-            pulse=self.pulse,
-            adopt=self.adopted.append,
-        )
-        self.session.open()
-
-    def take(self, *, grain: int = 1, stop: tuple[str, ...] = ()) -> list[JobKey]:
-        """Claims all jobs there are and prepares their publications."""
-        keys: list[JobKey] = []
-        for claimed in self._service.claim(self.session.id):
-            key = self.table.expect(JobKey(claimed.ref, claimed.mk))
-            assert key is not None
-            publication = Publication(
-                key,
-                session=self.session.id,
-                grain=grain,
-                num_prompt_tokens=3,
-                times=JobTimes(queued_ms=0, adopted_at=time.monotonic()),
-                stop_token_ids=frozenset({0}),
-                text=self._letters.detokenizer(stop),
-            )
-            publication.replay(self.session.read_stream(claimed.ref).entries)
-            self.table.place(publication)
-            keys.append(key)
-        return keys
-
-    def make(self, *outputs: StepOutput, num_turns: int = 1) -> None:
-        """Puts outputs into the outbox and turns."""
-        for output in outputs:
-            assert self.outbox.put(output, 0.0)
-        for _ in range(num_turns):
-            self.publisher.turn(0.0)
-
-    def stops(self) -> list[JobKey]:
-        return [order.key for order in self.inbox.drain(block=False) if isinstance(order, Stop)]
-
-
-def tokens(key: JobKey, text: str, start: int = 1) -> list[StepOutput]:
-    """One output per token, as decode steps bring them."""
-    return [StepOutput(tokens=[TokenOut(key, index, ord(c))]) for index, c in enumerate(text, start)]
-
-
-def end(
-    key: JobKey, reason: FinishReason = FinishReason.LENGTH, error: JobFailure | None = None
-) -> StepOutput:
-    return StepOutput(ends=[SequenceEnd(key=key, reason=reason, error=error)])
 
 
 @pytest.fixture
@@ -276,29 +169,6 @@ def test_a_fenced_session_drops_all_and_starts_anew(service: Service, replica: R
     assert (result.text, result.ids) == ("AB", (65, 66))
 
 
-def test_sessions_that_redis_always_refuses_end_the_replica_and_do_not_spin(
-    replica: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publisher, "MAX_REFUSED_SESSIONS", 3)
-    replica.connection.fence_calls = "ts1_beat"
-    began = time.monotonic()
-    with pytest.raises(Fenced, match="refused 3 new sessions in a row"):
-        replica.make(num_turns=100)
-    assert time.monotonic() - began > 0.1
-    assert replica.connection.sent.count("ts1_hello") == 1 + 3
-
-
-def test_a_beat_in_between_forgives_refusals(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "MAX_REFUSED_SESSIONS", 1)
-    for _ in range(4):
-        replica.connection.fence_calls = "ts1_beat"
-        replica.publisher.beat_soon()
-        replica.make()
-        replica.connection.fence_calls = ""
-        replica.make()
-    assert replica.session.is_open
-
-
 def test_a_silent_engine_gets_no_beat(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     replica.connection.sent.clear()
     real = time.monotonic
@@ -346,24 +216,6 @@ def test_failures_are_final_or_tried_again(
     assert len(replica.table) == 0
 
 
-@pytest.mark.parametrize("at_the_end", [False, True])
-def test_a_row_that_redis_refuses_for_good_fails_its_own_job(
-    service: Service, replica: Replica, at_the_end: bool
-) -> None:
-    refs = [service.submit(f"job-{i}") for i in range(3)]
-    keys = replica.take()
-    first = StepOutput(tokens=[TokenOut(key, 1, 65) for key in keys])
-    last = StepOutput(ends=[SequenceEnd(key=key, reason=FinishReason.LENGTH) for key in keys])
-    if at_the_end:
-        replica.make(first)
-    replica.connection.refuse_rows_of = "t:job-1"
-    replica.make(*([last] if at_the_end else [first, last]), num_turns=4)
-    statuses = [service.info(ref).status for ref in refs]
-    assert statuses == [JobStatus.DONE, JobStatus.FAILED, JobStatus.DONE]
-    assert replica.stops() == [keys[1]]
-    assert len(replica.table) == 0
-
-
 def test_what_comes_late_of_a_dropped_life_does_not_end_the_next(service: Service, replica: Replica) -> None:
     ref = service.submit("job")
     (former,) = replica.take()
@@ -377,15 +229,6 @@ def test_what_comes_late_of_a_dropped_life_does_not_end_the_next(service: Servic
     assert replica.table.expect(JobKey(ref, 1)) is None
     replica.make(*tokens(former, "D", start=3))
     assert set(replica.stops()) == {former}
-
-
-def test_a_call_that_redis_refuses_for_good_comes_out(service: Service, replica: Replica) -> None:
-    service.submit("job")
-    (key,) = replica.take()
-    replica.connection.refuse_call = "ts1_beat"
-    replica.publisher.beat_soon()
-    with pytest.raises(RecordInvalid):
-        replica.make(*tokens(key, "A"))
 
 
 def test_tokens_of_a_dropped_job_make_the_engine_forget_it(replica: Replica) -> None:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 
 from thinkstream_client.errors import (
+    CommandRefused,
     Fenced,
     QueueFull,
     RecordInvalid,
-    ServiceError,
     ServiceUnavailable,
     ThinkstreamError,
 )
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 MAX_REPAIRS = 3
 """Refusals in a row after which a job is left to whoever owns it."""
+MAX_REFUSED_CALLS = 60
+"""Calls refused in a row, about a minute of them, after which the replica ends: no waiting mends that."""
 MAX_REFUSED_SESSIONS = 8
 """New sessions in a row that Redis may refuse before the replica ends: it would refuse the next one too."""
 
@@ -81,6 +83,7 @@ class Publisher:
         self._beat_at = 0.0
         self._backoff_s = 0.0
         self._num_refused = 0  # fenced so often since the last beat that was answered
+        self._num_refused_calls = 0  # in a row
         self._must_ask = False  # a reply was lost: nothing is sent before a beat tells what is ours
 
     def run(self) -> None:
@@ -100,7 +103,8 @@ class Publisher:
         """Beats if it is time, takes what the Engine has made, and sends it.
 
         While something of earlier turns is unsent nothing new is taken: the outbox fills, and the Engine
-        waits with it. Errors that are none of one job and that no waiting mends come out, to end the replica.
+        waits with it. A call that Redis refuses says nothing about any job: it is sent again as if Redis had
+        been away, and an error that no waiting mends comes out, to end the replica.
         """
         try:
             self._beat_if_due()
@@ -110,10 +114,15 @@ class Publisher:
             if not self._waiting and not self._failed:
                 self._take_all(wait_s)
             self._send()
-            self._backoff_s = 0.0
+            self._backoff_s, self._num_refused_calls = 0.0, 0
         except Fenced as error:
             self._start_over(error)
         except (ServiceUnavailable, QueueFull) as error:
+            self._back_off(error)
+        except ThinkstreamError as error:
+            self._num_refused_calls += 1
+            if self._num_refused_calls > MAX_REFUSED_CALLS:
+                raise
             self._back_off(error)
 
     def _beat_if_due(self) -> None:
@@ -229,23 +238,34 @@ class Publisher:
     def _replies(
         self, batch: list[Publication], send: Callable[[list[Publication]], list[StepReply]]
     ) -> list[tuple[Publication, StepReply]]:
-        """Sends rows together or, where Redis refuses that for good, each by itself.
+        """Sends rows together or, where Redis refuses the call, each by itself.
 
-        A row that is refused even so fails its job; rows that were taken the first time are repaired.
+        A row that is refused while others are taken fails its job. Where all are refused it is the call that
+        Redis does not do, and the error comes out. Rows that were taken the first time are repaired.
         """
         try:
             return list(zip(batch, send(batch), strict=True))
-        except (Fenced, ServiceError):
-            raise
-        except ThinkstreamError as error:
-            if len(batch) > 1:
-                return [reply for publication in batch for reply in self._replies([publication], send)]
-            key = batch[0].key
-            logger.warning("job %s: its row is refused: %s", key.ref.job_id, error)
-            self._waiting.pop(key)
-            self._failed[key] = failure_of(error)
-            self._inbox.put(Stop(key=key))
-            return []
+        except CommandRefused:
+            if len(batch) == 1:
+                raise
+        taken: list[tuple[Publication, StepReply]] = []
+        refused: list[tuple[Publication, CommandRefused]] = []
+        for publication in batch:
+            try:
+                taken.append((publication, send([publication])[0]))
+            except CommandRefused as error:
+                refused.append((publication, error))
+        if not taken:
+            raise refused[0][1]
+        for publication, refusal in refused:
+            self._fail(publication.key, refusal)
+        return taken
+
+    def _fail(self, key: JobKey, error: ThinkstreamError) -> None:
+        logger.warning("job %s: its row is refused: %s", key.ref.job_id, error)
+        self._waiting.pop(key)
+        self._failed[key] = failure_of(error)
+        self._inbox.put(Stop(key=key))
 
     def _send_failures(self) -> None:
         for key, failure in list(self._failed.items()):
@@ -264,6 +284,10 @@ class Publisher:
         key = publication.key
         if reply is StepReply.NOT_OURS:
             self._drop(key, "it has ended, or another session has it")
+            return
+        if reply is StepReply.INVALID:
+            tokens = f"{publication.num_tokens} tokens in all, {publication.num_published} published"
+            self._fail(key, RecordInvalid(f"the end does not fit the stream: {tokens}"))
             return
         self._repairs[key] = self._repairs.get(key, 0) + 1
         before = publication.num_published
@@ -311,12 +335,12 @@ class Publisher:
         self._must_ask = True
         self.beat_soon()
 
-    def _back_off(self, error: ServiceError) -> None:
+    def _back_off(self, error: ThinkstreamError) -> None:
         """Waits before the same is sent again; after a lost connection the session asks first if it lives."""
         if self._backoff_s == 0.0:
             logger.warning("publishing waits: %s", error)
         self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
-        if isinstance(error, ServiceUnavailable):
+        if not isinstance(error, QueueFull):
             self._must_ask = True
             self.beat_soon()
         self._stopping.wait(self._backoff_s)

@@ -18,7 +18,7 @@ from thinkstream_client.errors import CommandRefused, ConfigError, RecordInvalid
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.namespace import settled
-from thinkstream_client.records import JobRef, JobStatus, Request
+from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 USERS = Path("infra/redis/users.acl")
@@ -96,6 +96,21 @@ def test_every_role_can_do_its_work(guarded: Guarded) -> None:
         ]
         assert connection.run(functions.dead_letters(keys, 0)) == []
         connection.close()
+
+
+def test_a_replica_takes_a_key_away_that_stands_in_its_way(guarded: Guarded) -> None:
+    settings = guarded.settings("worker")
+    worker, keys = Connection(settings), settings.keys
+    session = SessionId("w.1")
+    worker.run(functions.hello(keys, 0, session, "n", replica="w", slots=1, lease_ms=60_000, info={}))
+    with guarded.raw("operator") as operator:
+        for _ in range(2):  # the second finds one that stands aside already
+            operator.set(keys.leases(0), "text")
+            assert worker.run(functions.step(keys, 0, session, "n", [])) == []
+            assert operator.zscore(keys.leases(0), session) is not None
+        operator.delete(f"{keys.leases(0)}:broken", keys.dead(0))
+    worker.run(functions.bye(keys, 0, session, "n"))
+    worker.close()
 
 
 def test_a_tenant_has_no_use_for_the_sdk_on_others(guarded: Guarded, evil: Any) -> None:

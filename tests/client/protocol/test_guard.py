@@ -102,6 +102,42 @@ def test_a_key_of_another_type_stops_nobody(partition: Partition, name: str, cal
         assert ("", f"key set aside: {name}") in letters(partition) or name == "dead"
 
 
+SESSION = SessionId("w.1")
+SESSION_CALLS: dict[str, tuple[Callable[[functions.Claimed], Any], Any]] = {
+    "beat": (lambda claimed: functions.beat(KEYS, 0, SESSION, "n"), {JobRef("a", "j"): 1}),
+    "step": (lambda claimed: step(SESSION, "n", claimed, 1), [OK]),
+    "finish": (lambda claimed: finish(SESSION, "n", claimed), [OK]),
+    "fail": (
+        lambda claimed: functions.fail(KEYS, 0, SESSION, "n", claimed.ref, failure=FAILURE, retry=True),
+        OK,
+    ),
+    "release": (lambda claimed: functions.release(KEYS, 0, SESSION, "n", [claimed.ref]), 1),
+    "bye": (lambda claimed: functions.bye(KEYS, 0, SESSION, "n"), None),
+}
+
+
+@pytest.mark.parametrize("call", SESSION_CALLS)
+@pytest.mark.parametrize("name", SHARED)
+def test_a_session_works_on_beside_a_key_of_another_type(partition: Partition, name: str, call: str) -> None:
+    _, claimed = partition.job()
+    partition.raw.set(KEYS.prefix(0) + name, "text")
+    make, reply = SESSION_CALLS[call]
+    assert partition.run(make(claimed)) == reply
+    assert name != "leases" or call not in ("beat", "step") or partition.raw.zcard(KEYS.leases(0)) == 1
+
+
+def test_the_first_key_set_aside_stays(partition: Partition) -> None:
+    """It may hold what was ours; those behind it hold what others wrote since."""
+    key = KEYS.leases(0)
+    for text in ("first", "second", "third"):
+        partition.raw.delete(key)
+        partition.raw.set(key, text)
+        sweep(partition)
+    assert partition.raw.get(f"{key}:broken") == b"first"
+    assert not partition.raw.exists(key)
+    assert letters(partition) == [("", "key set aside: leases"), *[("", "key dropped: leases")] * 2]
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_sweep_sets_aside_for_those_who_may_not(partition: Partition, name: str) -> None:
     key = KEYS.prefix(0) + name

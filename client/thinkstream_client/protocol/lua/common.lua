@@ -37,8 +37,8 @@ local function count_retrying(P, by)
 end
 
 local function event(P, kind, job, status, session)
-  log(P .. 'events', MAX_EVENTS, 'kind', kind, 'tenant', job.tenant, 'job', job.id, 'status', status,
-    'session', session or '')
+  append(P .. 'events', 'MAXLEN', '~', MAX_EVENTS, '*', 'kind', kind, 'tenant', job.tenant, 'job', job.id,
+    'status', status, 'session', session or '')
 end
 
 local function is_name(text)
@@ -53,6 +53,12 @@ local function whole(text, low, high)
     return number
   end
   return nil
+end
+
+-- Whether a text is the id that a queue gave to an entry: Redis refuses every call with one beyond its range.
+local function is_entry(text)
+  local ms, number = string.match(text, '^(%d+)%-(%d+)$')
+  return ms ~= nil and #ms < 20 and #number < 20
 end
 
 -- The job's hash as a table, or nil and why: 'missing' or 'broken'.
@@ -80,7 +86,7 @@ local function load_job(P, member)
   }
   local is_known = TERMINAL[job.status] or COUNTED_AS[job.status]
   local has_numbers = job.grain and job.cost and job.mk and job.priority and job.submitted and job.ttl
-  if not (is_known and has_numbers) or (job.entry and not string.match(job.entry, '^%d+%-%d+$')) then
+  if not (is_known and has_numbers) or (job.entry and not is_entry(job.entry)) then
     return nil, 'broken'
   end
   return job
@@ -118,7 +124,7 @@ local function dead_letter(P, tenant, id, reason, attempts, payload, failure, jo
       letter[#letter + 1] = part
     end
   end
-  log(P .. 'dead', MAX_DEAD, unpack(letter))
+  append(P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', unpack(letter))
 end
 
 -- The session's lease length, or nil if the caller is not that session (any more).

@@ -69,7 +69,7 @@ end
 local function uproot(P, member, tenant, found, was)
   was = COUNTED_AS[found.status] or was
   local priority, entry = whole(found.priority, 0, #CLASSES - 1), found.entry
-  if priority and entry and string.match(entry, '^%d+%-%d+$') then
+  if priority and entry and is_entry(entry) then
     dequeue(P, priority, tenant, entry)
   end
   local is_owned = found.owner and send('HDEL', P .. 'own:' .. found.owner, member) == 1

@@ -1,8 +1,9 @@
 -- What stands between the functions and bytes that others wrote into our keys.
 --
 -- A key that none of our commands can work with, because it is of another type or takes no more entries, would
--- end every call that touches it. It is renamed, so that what it held can still be looked at for a day, a dead
--- letter names it, and the call goes on as if it had not been there.
+-- end every call that touches it. It is renamed to "<key>:broken", so that what it held can still be looked at for a
+-- day, a dead letter names it, and the call goes on as if it had not been there. Of several within that day the first
+-- stays, which may hold what was ours, and those after it are dropped.
 
 local BROKEN_TTL_MS = 86400000
 local MAX_EVENTS = 10000
@@ -26,16 +27,22 @@ local function is_wrong_type(reply)
   return is_error(reply) and string.find(reply.err, 'WRONGTYPE', 1, true) == 1
 end
 
--- Renames a key that stands in the way. Tenants and replicas have no right to: they leave it to the next sweep.
+-- Takes a key away that stands in the way. Tenants have no right to: they leave it to the next sweep.
 local function set_aside(key)
-  local aside = key .. ':broken'
-  if is_error(redis.pcall('RENAME', key, aside)) then
+  local aside, what = key .. ':broken', 'key set aside: '
+  local renamed = redis.pcall('RENAMENX', key, aside)
+  if is_error(renamed) then
     return
   end
-  redis.call('PEXPIRE', aside, BROKEN_TTL_MS)
+  if renamed == 1 then
+    redis.call('PEXPIRE', aside, BROKEN_TTL_MS)
+  else
+    what = 'key dropped: '
+    redis.call('UNLINK', key)
+  end
   local P, name = string.match(key, '^([^{]*{%d+}:)(.*)$')
   redis.pcall('XADD', P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', 'tenant', '', 'job', '',
-    'reason', 'key set aside: ' .. name, 'attempts', 0, 'payload', '', 'error', '')
+    'reason', what .. name, 'attempts', 0, 'payload', '', 'error', '')
 end
 
 -- redis.call for a key of ours, which from then on is of the right type or not there.
@@ -62,12 +69,14 @@ local function peek(command, key, ...)
   return reply
 end
 
--- Appends to a stream that is trimmed. One whose last id is the highest takes nothing more, either.
-local function log(key, max, ...)
-  if is_error(redis.pcall('XADD', key, 'MAXLEN', '~', max, '*', ...)) then
+-- Appends to a stream and returns the entry's id. One whose last id is the highest takes nothing more, either.
+local function append(key, ...)
+  local entry = redis.pcall('XADD', key, ...)
+  if is_error(entry) then
     set_aside(key)
-    redis.call('XADD', key, 'MAXLEN', '~', max, '*', ...)
+    entry = redis.call('XADD', key, ...)
   end
+  return entry
 end
 
 -- Where a walk over many things goes on; at the start where others wrote there.

@@ -1,6 +1,6 @@
 -- What a session calls for itself: hello, beat, step, finish, fail, release, note, bye.
 
-local OK, CAS, GONE = 1, -1, -2
+local OK, CAS, GONE, INVALID = 1, -1, -2, -3
 local MAX_ATTEMPTS = 3
 local BACKOFF_MS, MAX_BACKOFF_MS = 1000, 60000
 local FENCED = { 'FENCED' }
@@ -102,12 +102,12 @@ end
 -- itself. Every claim and every end makes a stream longer, so the length alone tells who may write. Returns
 -- row and code of those refused.
 local function step(keys, argv)
-  local P, session, call, pcall = keys[1], argv[1], redis.call, redis.pcall
+  local P, session, pcall = keys[1], argv[1], redis.pcall
   local lease_ms = check_nonce(P, session, argv[2])
   if not lease_ms then
     return FENCED
   end
-  call('ZADD', P .. 'leases', now_ms() + lease_ms, session)
+  send('ZADD', P .. 'leases', now_ms() + lease_ms, session)
   local out, refused = P .. 'out:', {}
   for at = 3, #argv, 3 do
     local key, length, index = out .. argv[at], argv[at + 1], argv[at + 1]
@@ -157,7 +157,7 @@ local function finish(keys, argv)
       local mk, grain = string.match(held[row], '^(%d+):(%d+)$')
       local base = (argv[at + 1] - mk) * grain
       if not adds_up(base, tonumber(grain), argv[at + 2], tonumber(argv[at + 5])) then
-        return { 'INVALID', row, base }
+        codes[row] = INVALID
       end
     end
   end
