@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.support.acts import HandPool
@@ -14,7 +15,7 @@ from thinkstream_client.errors import ThinkstreamError
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.packing import pack, unpack
 from thinkstream_client.protocol.wire_request import decode_request, encode_request
-from thinkstream_client.records import JobStatus, Request
+from thinkstream_client.records import JobFailure, JobStatus, Request
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler
 from thinkstream_scheduler.redis_queue import RedisQueue
@@ -235,6 +236,51 @@ def test_keys_of_any_type(world: World, places: list[int], kind: str, text: str 
     for place in places:
         write(world, keys[place % len(keys)], kind, text)
     service.turn(3)
+    service.serves()
+    service.close()
+
+
+LOSSES = [
+    "leases",
+    "running",
+    "due",
+    "again:1",
+    "ready:1",
+    "wfq:0",
+    "wfq:1",
+    "usage",
+    "tenants",
+    "ended",
+    "in:1:a",
+]
+
+
+@pytest.mark.parametrize("kind", ["string", "nothing"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_key_that_is_lost_ends_no_job(world: World, name: str, kind: str) -> None:
+    """Jobs in every state: each has all its tokens in the end, whatever place of theirs is written over."""
+    service = Service(world)
+    for number in range(10):
+        world.submit(f"running-{number}", num_tokens=20)
+    service.turn()
+    other = world.worker(slots=4)
+    for number in range(10):
+        world.submit(f"queued-{number}")
+    claimed = world.claim(other.session.id, 4)
+    for one in claimed[:2]:
+        other.session.fail(one.ref, JobFailure(code="StepFailed", message=""), retry=True)
+    other.session.close(one.ref for one in claimed[2:])
+    statuses = {world.status(ref) for ref in world.refs}
+    assert statuses == {JobStatus.RUNNING, JobStatus.QUEUED, JobStatus.WAITING}
+    world.raw.delete(world.keys.prefix(0) + name)
+    if kind == "string":
+        world.raw.set(world.keys.prefix(0) + name, "text")
+    service.worker.turn(2)  # which meets it before any sweep
+    service.turn(6)
+    world.make_due("retry")
+    service.turn(9)
+    assert {world.status(ref) for ref in world.refs} == {JobStatus.DONE}
+    assert all(world.token_ids(ref) == tokens_of(ref.job_id, n) for ref, n in world.refs.items())
     service.serves()
     service.close()
 

@@ -178,7 +178,7 @@ def test_a_broken_job_that_nobody_counted_is_not_counted_off(partition: Partitio
     partition.raw.xadd(KEYS.queue(0, 1, "a"), {"job": "forged"})
     sweep(partition)
     assert partition.claim(session) == []
-    assert letters(partition) == [("forged", "broken")]
+    assert set(letters(partition)) == {("forged", "broken")}
     assert num_counted(partition)[2] == 1
 
 
