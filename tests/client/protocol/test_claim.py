@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from tests.support.queue import KEYS, Queue
 
-from thinkstream_client.protocol import functions
+from thinkstream_client.protocol import functions, wire
 from thinkstream_client.records import (
     JobRef,
     Request,
@@ -112,3 +113,27 @@ def test_slots_and_draining(queue: Queue) -> None:
     queue.run(functions.bye(KEYS, 0, session, "n"))
     assert len(queue.run(functions.sessions(KEYS, 0))) == 1
     assert queue.run(functions.backlog(KEYS, 0)).classes[1].again == 3
+
+
+@pytest.mark.parametrize("place", ["sealed", "expired", "again"])
+def test_one_claim_clears_so_much_and_no_more(queue: Queue, place: str) -> None:
+    """Jobs that cannot be given out hold the server for a bounded time, however many there are."""
+    session, num_jobs = queue.hello(), 300
+    refs = [queue.submit(f"j{number}") for number in range(num_jobs)]
+    with queue.raw.pipeline() as pipe:
+        for ref in refs:
+            if place == "sealed":
+                pipe.xadd(KEYS.out(ref), {"f": "x"}, id=wire.SEAL_ID)
+            elif place == "expired":
+                pipe.hset(KEYS.job(ref), "deadline", 1)
+            else:
+                pipe.hset(KEYS.job(ref), "status", "running")
+                pipe.zadd(KEYS.again(0, 1), {f"a:{ref.job_id}": 1})
+        if place == "again":
+            pipe.delete(KEYS.queue(0, 1, "a"))
+        pipe.execute()
+    queue.submit("good")
+    assert queue.claim(session) == []
+    left = queue.raw.zcard(KEYS.again(0, 1)) + queue.raw.xlen(KEYS.queue(0, 1, "a"))
+    assert left == num_jobs - 256 + 1
+    assert queue.names(session) == "good"

@@ -58,7 +58,9 @@ local function take_again(P, call, class)
         local job, problem = load_job(P, member)
         if not job then
           drop(P, call, tenant or '', id or member, problem)
-        elseif job.status == 'queued' and claimable(P, call, job) then
+        elseif job.status ~= 'queued' then
+          call.cleared = call.cleared + 1
+        elseif claimable(P, call, job) then
           return job
         end
       end
@@ -151,6 +153,7 @@ local function grant(P, call, job, session)
   local marker = redis.pcall('XADD', P .. 'out:' .. job.member, n .. '-' .. mk, 'm',
     cmsgpack.pack({ claims, session, call.now }))
   if type(marker) == 'table' then
+    call.cleared = call.cleared + 1
     bury(P, job, call.now, { code = 'RecordInvalid', message = 'the result stream takes no entries' })
     return nil
   end
