@@ -14,7 +14,11 @@ from .call import Call, function_call
 from .packing import amount
 from .wire import decode_failure
 
-_LETTER_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:@(\d{1,4}))?")
+MAX_LISTED = 10_000
+"""Letters that one call lists; the queue keeps about a thousand."""
+
+_LETTER_ID = re.compile(r"(([0-9]{1,20})-([0-9]{1,20}))(?:@([0-9]{1,4}))?")
+_MAX_ID_PART = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +61,20 @@ def letter_place(keys: Keys, letter_id: str) -> tuple[int, str]:
         InvalidRequest: It is no such id.
     """
     found = _LETTER_ID.fullmatch(letter_id)
-    if found is None or int(found[2] or 0) >= keys.num_partitions:
+    is_one = found is not None and max(int(found[2]), int(found[3])) <= _MAX_ID_PART
+    if found is None or not is_one or int(found[4] or 0) >= keys.num_partitions:
         raise InvalidRequest("letter", letter_id, "an id as `thinkstream dead list` prints it")
-    return int(found[2] or 0), found[1]
+    return int(found[4] or 0), found[1]
 
 
 def dead_letters(keys: Keys, partition: int, *, limit: int = 100) -> Call[list[DeadLetter]]:
-    """Lists dead letters, newest first."""
+    """Lists dead letters, newest first.
+
+    Raises:
+        InvalidRequest: ``limit`` is none that could be listed at one time.
+    """
+    if not 1 <= limit <= MAX_LISTED:
+        raise InvalidRequest("limit", limit, f"an integer in [1, {MAX_LISTED}]")
 
     def parse(reply: Any) -> list[DeadLetter]:
         return [_dead_letter(partition, *entry) for entry in reply]
@@ -98,7 +109,7 @@ def dead_retry(keys: Keys, letter_id: str) -> Call[JobRef]:
 
     The call returns the job and raises:
         InvalidRequest: There is no letter of this id, or its job lives or has ended otherwise since.
-        RecordInvalid: The letter holds nothing that could be tried.
+        RecordInvalid: The letter holds nothing that could be tried, or what is not its job's.
 
     Raises:
         InvalidRequest: It is no id of a letter.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+from tests.support.audit import Snapshot
 
 from thinkstream_client.errors import InvalidRequest, RecordInvalid
 from thinkstream_client.keys import Keys
@@ -119,6 +120,81 @@ def test_a_job_that_lives_is_not_retried(partition: Partition) -> None:
     assert partition.run(functions.dead_letter(KEYS, letter)).ref == REF
 
 
+FORGED = {
+    "grain": ["x", "0", "nan", "1025", ""],
+    **{field: ["x", "nan", "-1", "1e999", ""] for field in ("cost", "priority", "ttl")},
+    "prompt_cost": ["x", "-1"],
+    "tags": ["a:*", "\xff"],
+    "tenant": ["", "a:b"],
+    "job": ["", "a b"],
+    "digest": [""],
+    "payload": [""],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, one) for field in FORGED for one in FORGED[field]])
+def test_a_forged_letter_changes_nothing(partition: Partition, field: str, value: str) -> None:
+    """The tokens that the job has published stay, and the letter too."""
+    _, fields = partition.raw.xrange(KEYS.dead(0))[0]
+    letter = partition.raw.xadd(KEYS.dead(0), {**fields, field.encode(): value}).decode()
+    assert_refused(partition, letter)
+
+
+@pytest.mark.parametrize("field", ["grain", "cost", "priority", "ttl", "digest", "payload", "tenant", "job"])
+def test_a_letter_without_a_field_changes_nothing(partition: Partition, field: str) -> None:
+    _, fields = partition.raw.xrange(KEYS.dead(0))[0]
+    del fields[field.encode()]
+    assert_refused(partition, partition.raw.xadd(KEYS.dead(0), fields).decode())
+
+
+@pytest.mark.parametrize(("field", "value"), [("digest", "other"), ("grain", "1")], ids=["digest", "grain"])
+def test_a_letter_of_another_job_changes_nothing(partition: Partition, field: str, value: str) -> None:
+    _, fields = partition.raw.xrange(KEYS.dead(0))[0]
+    letter = partition.raw.xadd(KEYS.dead(0), {**fields, field.encode(): value}).decode()
+    assert_refused(partition, letter, lose=False)
+
+
+def assert_refused(partition: Partition, letter: str, *, lose: bool = True) -> None:
+    """With the job's hash and without it: nothing changes."""
+    for _ in range(1 + lose):
+        before = Snapshot(partition.raw, KEYS).of
+        with pytest.raises(RecordInvalid, match="holds no job that could be tried"):
+            partition.run(functions.dead_retry(KEYS, letter))
+        assert Snapshot(partition.raw, KEYS).of == before
+        partition.raw.delete(KEYS.job(REF))
+
+
+@pytest.mark.parametrize("field", ["mk", "claims", "charged"])
+@pytest.mark.parametrize("value", ["nan", "1e300", "x", "-1"])
+def test_a_dead_job_whose_numbers_are_none_begins_anew(partition: Partition, field: str, value: str) -> None:
+    partition.raw.hset(KEYS.job(REF), field, value)
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    assert (one.ref, one.n) == (REF, 0 if field == "mk" else 4)
+
+
+def test_a_dead_job_whose_markers_cannot_be_counted_begins_anew(partition: Partition) -> None:
+    partition.raw.hset(KEYS.job(REF), "mk", -1)
+    partition.raw.delete(KEYS.out(REF))
+    for entry_id in ("0-1", "6-0"):
+        partition.raw.xadd(KEYS.out(REF), {"t": "x"}, id=entry_id)
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    assert (one.ref, one.n) == (REF, 0)
+
+
+def test_a_result_that_holds_a_foreign_entry_begins_anew(partition: Partition) -> None:
+    """One of thousands of fields, which Lua could not even write back."""
+    out = KEYS.out(REF)
+    partition.raw.delete(out)
+    fields = {str(number): "x" for number in range(5000)}
+    for entry_id in ("0-1", "2-0", "4-0"):
+        partition.raw.xadd(out, fields, id=entry_id)
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
+    assert (one.ref, one.n) == (REF, 0)
+
+
 def test_what_is_no_job_can_only_be_dropped(partition: Partition) -> None:
     partition.raw.xadd(KEYS.queue(0, 1, "a"), {"job": "nobody"})
     partition.run(functions.sweep(KEYS, 0))
@@ -135,8 +211,16 @@ def test_what_is_no_job_can_only_be_dropped(partition: Partition) -> None:
 def test_ids_name_the_partition_where_there_are_several(partition: Partition) -> None:
     keys = Keys(num_partitions=3)
     assert functions.dead_letter(keys, "7-1@2").args[1] == keys.dead(2)
-    for wrong in ("7-1@3", "7", "7-1@", "x-1"):
-        with pytest.raises(InvalidRequest):
-            functions.dead_drop(keys, wrong)
+    for wrong in ("7-1@3", "7", "7-1@", "x-1", f"{2**64}-0", f"0-{2**64}", f"{'9' * 20}-0"):
+        for call in (functions.dead_drop, functions.dead_retry, functions.dead_letter):
+            with pytest.raises(InvalidRequest, match=r"letter: got '.*', allowed: "):
+                call(keys, wrong)
+    assert functions.dead_letter(keys, wire.SEAL_ID.decode()).args[2] == wire.SEAL_ID.decode()
     (letter,) = partition.run(functions.dead_letters(KEYS, 0))
     assert letter.id == letter.entry_id
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10**30, 10_001])
+def test_how_many_are_listed_has_bounds(limit: int) -> None:
+    with pytest.raises(InvalidRequest, match=rf"limit: got {limit}, allowed: an integer in \[1, 10000\]"):
+        functions.dead_letters(KEYS, 0, limit=limit)
