@@ -6,7 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from thinkstream_client.errors import ThinkstreamError
+
 T_co = TypeVar("T_co", covariant=True)
+
+
+def _as_it_is(error: ThinkstreamError) -> ThinkstreamError:
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +24,13 @@ class Call(Generic[T_co]):
         parse: Reads the reply, which comes in the shapes of RESP2 with strings as bytes. It raises errors of
             our own tree where the reply is a refusal.
         route: A key whose server it goes to, where the arguments name none.
+        refused: What to raise for an error of the server: another, where the call can tell more of it.
     """
 
     args: tuple[str | bytes | int, ...]
     parse: Callable[[Any], T_co]
     route: str = ""
+    refused: Callable[[ThinkstreamError], ThinkstreamError] = _as_it_is
 
     @property
     def key(self) -> str | None:

@@ -165,7 +165,7 @@ class _Loader:
 
 def _parsed(call: Call[T], reply: Any) -> T | ThinkstreamError:
     if isinstance(reply, ThinkstreamError):
-        return reply
+        return call.refused(reply)
     if isinstance(reply, FromEach):
         found: list[Any] = [_parsed(call, one) for one in reply.replies]
         # Servers of a Cluster should be of one mind: what one of them refuses or denies is the answer.

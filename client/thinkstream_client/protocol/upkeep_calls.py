@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from thinkstream_client.errors import ConfigError, InvalidRequest
+from thinkstream_client.errors import ConfigError, InvalidRequest, RecordInvalid, ThinkstreamError
 from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.records import SessionId
 
@@ -88,12 +90,16 @@ def tenant_set(
 
 
 def meta_get(keys: Keys) -> Call[Meta | None]:
-    """Reads what the namespace was set up for; None where nobody has set it up."""
+    """Reads what the namespace was set up for; None where nobody has set it up.
+
+    The call raises:
+        ConfigError: Others wrote over it.
+    """
 
     def parse(reply: Any) -> Meta | None:
         return _meta(reply) if reply else None
 
-    return Call(("HGETALL", keys.meta), parse)
+    return Call(("HGETALL", keys.meta), parse, refused=_refused(keys))
 
 
 def meta_claim(
@@ -116,7 +122,7 @@ def meta_claim(
         model: The model's name, for the message to whoever brings another; it is not compared.
 
     The call raises:
-        ConfigError: It was set up for something else; names both.
+        ConfigError: It was set up for something else; names both. Or others wrote over what it is for.
     """
     wanted = {"protocol": str(protocol), "partitions": str(partitions or keys.num_partitions)}
     if model_digest is not None:
@@ -138,19 +144,40 @@ def meta_claim(
 
     named = wanted if model is None else {**wanted, "model": model}
     pairs = [part for pair in named.items() for part in pair]
-    return Call(function_call("meta", keys.meta, *pairs), parse)
+    return Call(function_call("meta", keys.meta, *pairs), parse, refused=_refused(keys))
 
 
 def context_claim(keys: Keys, max_context: int) -> Call[int]:
     """Sets the tokens of prompt and result that a job of the namespace may have, once; returns what holds.
 
     Replicas that differed would end a job that goes from one to the other differently than either alone.
+
+    The call raises:
+        ConfigError: What holds is no number, or others wrote over it.
     """
 
     def parse(reply: Any) -> int:
-        return int(_meta_fields(reply)["max_context"])
+        found = _meta_fields(reply)["max_context"]
+        if not re.fullmatch("[1-9][0-9]{0,8}", found):
+            raise ConfigError(f"namespace {keys.namespace} has no number as its max_context: {found[:80]!r}")
+        return int(found)
 
-    return Call(function_call("meta", keys.meta, "max_context", max_context), parse)
+    return Call(function_call("meta", keys.meta, "max_context", max_context), parse, refused=_refused(keys))
+
+
+def _refused(keys: Keys) -> Callable[[ThinkstreamError], ThinkstreamError]:
+    """A namespace whose meta is no hash is served by nobody: what it was set up for cannot be told."""
+
+    def explain(error: ThinkstreamError) -> ThinkstreamError:
+        if not isinstance(error, RecordInvalid):
+            return error
+        return ConfigError(
+            f"namespace {keys.namespace}: its key {keys.meta} is not the hash that it must be, others wrote "
+            "over it: delete it if the namespace is for the model that is to be served, or take another one "
+            "with --namespace NAME"
+        )
+
+    return explain
 
 
 def _other_model(namespace: str, found: str | None, model: str) -> str:
@@ -165,7 +192,9 @@ def _nothing(reply: Any) -> None:
 
 
 def _meta_fields(flat: Any) -> dict[str, str]:
-    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+    return {
+        flat[i].decode(errors="replace"): flat[i + 1].decode(errors="replace") for i in range(0, len(flat), 2)
+    }
 
 
 def _meta(reply: Any) -> Meta:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from tests.support.queue import KEYS, Queue
 
-from thinkstream_client.errors import (
-    ConfigError,
-)
+from thinkstream_client.errors import ConfigError
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
+from thinkstream_client.protocol.call import Call
+from thinkstream_client.protocol.connection import Connection
+from thinkstream_client.protocol.namespace import settled
+from thinkstream_client.settings import RedisSettings
 
 
 def test_meta_is_set_once(queue: Queue) -> None:
@@ -34,3 +36,41 @@ def test_whoever_brings_another_model_is_told_both_names_and_what_to_do(queue: Q
     queue.run(functions.meta_claim(KEYS, model_digest="m1", tokenizer_digest="t", model="/a/copy"))
     with pytest.raises(ConfigError, match="serves demo, not x"):
         queue.run(functions.meta_claim(KEYS, model_digest="m3", tokenizer_digest="t", model="x"))
+
+
+CALLS: list[Call[object]] = [
+    functions.meta_get(KEYS),
+    functions.meta_claim(KEYS, model_digest="m2", tokenizer_digest="t", model="x"),
+    functions.context_claim(KEYS, 1024),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["get", "claim", "context"])
+def test_a_namespace_whose_meta_is_no_hash_is_nobodys(queue: Queue, call: Call[object]) -> None:
+    """What it was set up for cannot be told: neither is it served as it is, nor taken by whoever comes."""
+    queue.raw.set(KEYS.meta, "text")
+    with pytest.raises(ConfigError, match=r"namespace ts: its key ts:meta is not the hash .* --namespace"):
+        queue.run(call)
+    assert queue.raw.get(KEYS.meta) == b"text"
+
+
+def test_nobody_works_with_such_a_namespace(any_redis_url: str, queue: Queue) -> None:
+    queue.raw.set(KEYS.meta, "text")
+    settings = RedisSettings(any_redis_url)
+    connection = Connection(settings)
+    with pytest.raises(ConfigError, match="ts:meta"):
+        settled(connection, settings)
+    connection.close()
+
+
+@pytest.mark.parametrize("value", [b"x", b"\xff", b"9" * 5000, b"0", b"-1", b"1.5"])
+def test_a_meta_whose_numbers_are_none(any_redis_url: str, queue: Queue, value: bytes) -> None:
+    fields = {"protocol": "1", "partitions": value, "max_context": value}
+    queue.raw.hset(KEYS.meta, mapping=fields)
+    with pytest.raises(ConfigError, match="max_context"):
+        queue.run(functions.context_claim(KEYS, 1024))
+    settings = RedisSettings(any_redis_url)
+    connection = Connection(settings)
+    with pytest.raises(ConfigError, match="partitions"):
+        settled(connection, settings)
+    connection.close()
