@@ -16,6 +16,7 @@ from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import DeadLetter
 from thinkstream_client.protocol.namespace import settled
+from thinkstream_client.protocol.read_calls import MAX_LISTED
 
 from . import options
 from .objects import letter_object
@@ -40,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 
 def dead_list(
-    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 100,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1, max=MAX_LISTED)] = 100,
     as_json: options.Json = False,
     url: options.Url = None,
     namespace: options.Namespace = None,

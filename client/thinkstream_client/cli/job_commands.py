@@ -17,7 +17,8 @@ from thinkstream_client.core.history import JobHistory
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.job import Job
 from thinkstream_client.protocol.functions import JobInfo
-from thinkstream_client.records import PRIORITIES, Finish, JobRef
+from thinkstream_client.protocol.read_calls import MAX_LISTED
+from thinkstream_client.records import MAX_TOKENS, PRIORITIES, Finish, JobRef
 
 from . import options
 from .objects import job_object, result_object, summary_object
@@ -97,7 +98,7 @@ def submit(
 
 def attach(
     job_id: JobId,
-    from_index: Annotated[int, typer.Option("--from", help="Tokens to skip.", min=0)] = 0,
+    from_index: Annotated[int, typer.Option("--from", help="Tokens to skip.", min=0, max=MAX_TOKENS)] = 0,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,
@@ -157,7 +158,7 @@ def jobs(
     tag: Annotated[
         str | None, typer.Option("--tag", help="Only jobs with this label.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Jobs at most.", min=1)] = 20,
+    limit: Annotated[int, typer.Option("--limit", help="Jobs at most.", min=1, max=MAX_LISTED)] = 20,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,

@@ -137,7 +137,7 @@ def tenant_object(tenant: TenantInfo) -> dict[str, Any]:
 def _sampling(note: str | None) -> dict[str, Any]:
     try:
         found = json.loads(note or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}  # nobody but a replica writes it, and there it is JSON
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 

@@ -22,6 +22,8 @@ from thinkstream_client.errors import (
 )
 
 if TYPE_CHECKING:
+    from thinkstream_client import Client
+
     from .conftest import Command
 
 COMMANDS = [
@@ -160,3 +162,40 @@ def test_module_runs_as_a_script() -> None:
         check=True,
     )
     assert shown.stdout == f"thinkstream {version('thinkstream')}\n"
+
+
+BIG = "1" + "0" * 30
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("temperature", ("submit", "x", "--temperature", "nan")),
+        ("temperature", ("submit", "x", "--temperature", "1e400")),
+        ("top_p", ("submit", "x", "--top-p", "-inf")),
+        ("top_k", ("submit", "x", "--top-k", BIG)),
+        ("max_tokens", ("submit", "x", "--max-tokens", BIG)),
+        ("--max-tokens", ("submit", "x", "--max-tokens", HUGE)),
+        ("seed", ("submit", "x", "--seed", BIG)),
+        ("deadline_s", ("submit", "x", "--deadline-s", "nan")),
+        ("deadline_s", ("submit", "x", "--deadline-s", HUGE)),
+        ("stop[0]", ("submit", "x", "--stop", "\udc80")),
+        ("messages[0].content", ("submit", "\udc80")),
+        ("prompt", ("submit", "\udc80", "--raw")),
+        ("id", ("submit", "x", "--id", "\udc80")),
+        ("--from", ("attach", "j", "--from", BIG)),
+        ("--limit", ("jobs", "--limit", BIG)),
+        ("--limit", ("jobs", "--limit", "0")),
+        ("--limit", ("dead", "list", "--limit", BIG)),
+        ("weight", ("tenant", "set", "a", "--weight", "nan")),
+        ("max_jobs", ("tenant", "set", "a", "--max-jobs", BIG)),
+        ("max_tokens_per_s", ("tenant", "set", "a", "--max-tokens-per-s", BIG)),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_by_its_name(
+    command: Command, client: Client, name: str, args: tuple[str, ...]
+) -> None:
+    client.submit("x", id="j")
+    told = command(*args).refused(2)
+    assert name in told and len(told) < 6000
