@@ -23,7 +23,7 @@ from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.sampling import ResolvedSampling
 
 from .ceilings import read_bandwidth
-from .engine_bench import EngineBench
+from .engine_bench import Decoded, EngineBench
 from .hits import CountingExchange
 from .shape import released_config, step_bytes
 
@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--fast-small-batch", action="store_true", help="the kernels that are not exact")
     parser.add_argument("--prompt-graphs", action="store_true", help="replay short prompts as graphs")
+    parser.add_argument(
+        "--logprobs", type=int, help="log-probabilities of so many alternatives, by every job"
+    )
     parser.add_argument("--step-tokens", type=int, default=8_192)
     parser.add_argument("--prefill", action="store_true", help="16 prompts of 4,096 tokens")
     parser.add_argument("--offline", action="store_true", help="512 jobs, 512 tokens in, 256 out")
@@ -71,12 +74,17 @@ def main() -> None:
             flush=True,
         )
         for num_jobs in (int(batch) for batch in args.batches.split(",") if batch):
-            row = _decode_row(bench, num_jobs)
-            hits = _hit_experts(bench, counting, num_jobs)
-            num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
-            num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys)
-            floor_ms = num_bytes / bytes_per_s * 1e3
-            row |= {"hit_experts": hits, "floor_ms": floor_ms, "share_of_floor": floor_ms / row["tpot_ms"]}
+            row = _decode_row(bench, num_jobs, args.logprobs)
+            if args.logprobs is None:  # else the graphs in which experts are counted are there already
+                hits = _hit_experts(bench, counting, num_jobs)
+                num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
+                num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys)
+                floor_ms = num_bytes / bytes_per_s * 1e3
+                row |= {
+                    "hit_experts": hits,
+                    "floor_ms": floor_ms,
+                    "share_of_floor": floor_ms / row["tpot_ms"],
+                }
             print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
         if args.prefill:
             bench.run(2, 4_096, 1)
@@ -88,10 +96,13 @@ def main() -> None:
             print(json.dumps({"offline_output_tokens_per_s": rate}), flush=True)
 
 
-def _decode_row(bench: EngineBench, num_jobs: int) -> dict[str, float]:
-    bench.run(num_jobs, _NUM_PROMPT, 4)  # compiles and captures what this size needs
-    first = min((bench.run(num_jobs, _NUM_PROMPT, 1) for _ in range(5)), key=lambda decoded: decoded.all_s)
-    runs = [bench.run(num_jobs, _NUM_PROMPT, _NUM_TOKENS + 1) for _ in range(2)]
+def _decode_row(bench: EngineBench, num_jobs: int, logprobs: int | None) -> dict[str, float]:
+    def run(num_tokens: int) -> Decoded:
+        return bench.run(num_jobs, _NUM_PROMPT, num_tokens, logprobs=logprobs)
+
+    run(4)  # compiles and captures what this size needs
+    first = min((run(1) for _ in range(5)), key=lambda decoded: decoded.all_s)
+    runs = [run(_NUM_TOKENS + 1) for _ in range(2)]
     tpot_s = (min(decoded.all_s for decoded in runs) - first.all_s) / _NUM_TOKENS
     return {
         "batch": num_jobs,

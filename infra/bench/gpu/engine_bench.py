@@ -76,15 +76,16 @@ class EngineBench:
         self._thread.join()
         torch.cuda.empty_cache()
 
-    def run(self, num_jobs: int, num_prompt: int, num_tokens: int) -> Decoded:
+    def run(self, num_jobs: int, num_prompt: int, num_tokens: int, *, logprobs: int | None = None) -> Decoded:
         """Have random prompts answered at temperature 1, which keeps the choice of experts spread.
 
         Args:
             num_jobs: Jobs.
             num_prompt: Tokens in of each.
             num_tokens: Tokens out of each.
+            logprobs: Alternatives per token whose log-probabilities are wanted; None is no log-probabilities.
         """
-        sampling = ResolvedSampling(max_tokens=num_tokens)
+        sampling = ResolvedSampling(max_tokens=num_tokens, logprobs=logprobs)
         prompts = [self.random_prompt(num_prompt) for _ in range(num_jobs)]
         decoded = self.decode([(prompt_ids, (), sampling) for prompt_ids in prompts])
         if decoded.num_tokens != num_jobs * num_tokens:

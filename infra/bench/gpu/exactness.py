@@ -1,6 +1,6 @@
 """How often a text depends on what it was batched with, at full size on a GPU.
 
-    python -m infra.bench.gpu.exactness --jobs 32 --tokens 64
+    python -m infra.bench.gpu.exactness --jobs 32 --tokens 64 --extras
 
 The same jobs, seeds included, run all together, four at a time, alone, and alone once more from the middle,
 as after a failover: their first half is then a prefill and not decoded. Texts are compared with those of
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -32,6 +34,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt-graphs", action="store_true", help="replay short prompts as graphs")
+    parser.add_argument(
+        "--extras", action="store_true", help="filters, biases and penalties in three of four"
+    )
     parser.add_argument("--paths", default="exact,fast,plain torch", help="by commas")
     args = parser.parse_args()
     config = released_config(args.layers)
@@ -53,12 +58,24 @@ def main() -> None:
             prompt_graphs=args.prompt_graphs,
         )
         with EngineBench(Thinker(weights, ops), engine_config) as bench:
-            print(json.dumps({"path": name, **_differing(bench, args.jobs, num_tokens)}), flush=True)
+            samplings = [_sampling(number, num_tokens, args.extras) for number in range(args.jobs)]
+            print(json.dumps({"path": name, **_differing(bench, samplings, num_tokens)}), flush=True)
 
 
-def _differing(bench: EngineBench, num_jobs: int, num_tokens: int) -> dict[str, int]:
+def _sampling(number: int, num_tokens: int, has_extras: bool) -> ResolvedSampling:
+    plain = ResolvedSampling(max_tokens=num_tokens, seed=number)
+    kinds = (
+        plain,
+        replace(plain, top_k=50, top_p=0.9),
+        replace(plain, logit_bias={number: 2.0}, logprobs=2),
+        replace(plain, frequency_penalty=0.5, repetition_penalty=1.2),
+    )
+    return kinds[number % 4] if has_extras else plain
+
+
+def _differing(bench: EngineBench, samplings: Sequence[ResolvedSampling], num_tokens: int) -> dict[str, int]:
+    num_jobs = len(samplings)
     prompts = [bench.random_prompt(20 + 7 * number) for number in range(num_jobs)]
-    samplings = [ResolvedSampling(max_tokens=num_tokens, seed=number) for number in range(num_jobs)]
     jobs = [(ids, (), sampling) for ids, sampling in zip(prompts, samplings, strict=True)]
     together = bench.decode(jobs).texts
     fours = [text for n in range(0, num_jobs, 4) for text in bench.decode(jobs[n : n + 4]).texts]
