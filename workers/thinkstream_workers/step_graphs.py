@@ -45,7 +45,6 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Callable[[], None]) -> Graph:
         """Captures a step. Raises what it raises, or that there is no memory for the graph itself."""
