@@ -24,6 +24,7 @@ from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.sampler import SamplingInputs
 from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_workers.step_graphs import CudaCapture, Graph
 
 from .ceilings import read_bandwidth, timed_events
 from .hits import CountingExchange
@@ -60,7 +61,7 @@ def main() -> None:
         return
     for batch in batches:
         step = _step(thinker, kv, batch, args.context)
-        graph = _captured(step)
+        graph, graph_bytes = _captured(step)
         step_ms = _time_ms(graph)
         counting.count(batch)
         step()  # behind the replays, with the ids that they came to
@@ -70,7 +71,14 @@ def main() -> None:
         counting.count(0)
         floor_ms = num_bytes / bytes_per_s * 1e3
         print(
-            json.dumps({"batch": batch, "step_ms": round(step_ms, 3), "share": round(floor_ms / step_ms, 3)}),
+            json.dumps(
+                {
+                    "batch": batch,
+                    "step_ms": round(step_ms, 3),
+                    "share": round(floor_ms / step_ms, 3),
+                    "graph_MB": round(graph_bytes / 1e6, 1),
+                }
+            ),
             flush=True,
         )
         if args.kernels:
@@ -90,12 +98,22 @@ def _step(thinker: Thinker, kv: KVCache, batch: int, context: int) -> Callable[[
     return step
 
 
-def _captured(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def _captured(step: Callable[[], None]) -> tuple[Graph, int]:
+    """A step's graph, and what it takes beside another that shares its memory."""
     step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
+    capture = CudaCapture()
+    graph = capture(step)
+    graph.replay()
+    free_bytes = _free_bytes()
+    other = capture(step)
+    other.replay()
+    return graph, free_bytes - _free_bytes()
+
+
+def _free_bytes() -> int:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
 
 
 def _inputs(thinker: Thinker, kv: KVCache, batch: int, context: int) -> tuple[StepInputs, SamplingInputs]:
@@ -127,7 +145,7 @@ def _inputs(thinker: Thinker, kv: KVCache, batch: int, context: int) -> tuple[St
     return inputs, sampling
 
 
-def _time_ms(graph: torch.cuda.CUDAGraph) -> float:
+def _time_ms(graph: Graph) -> float:
     times_ms: list[float] = []
     for _ in range(_NUM_REPLAYS):
         began, ended = timed_events()
