@@ -1,7 +1,7 @@
 """Compares what each reader received with what Redis holds and with what nobody disturbed.
 
-Counts tokens for what was lost, doubled, reordered, changed or came after a cancel had returned, and jobs for
-what was stuck. Knows no process.
+Counts tokens for what was lost, doubled, reordered, changed or came behind the end that a cancel wrote, and
+jobs for what was stuck. Knows no process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Received:
         reason: How it ended; empty if it has not.
         num_named: Tokens that the end names.
         cancelled: What `cancel` said; empty if it was not called or did not return.
-        num_at_cancel: Tokens that Redis held when it returned; -1 if that is not known.
+        num_at_cancel: Tokens that the end names which stood there when it had returned: those that `cancel`
+            itself counted as it wrote that end, so that one let in between the two is late. -1 if no end stood
+            there. Where Redis had lost the end by then and another was written, it is that one's number, and
+            tokens before it count as in time.
         num_forks: How often Redis went back under the reader's eyes.
         wrong: What is wrong with the order, in tokens.
     """

@@ -25,8 +25,8 @@ class Record:
         kind: What happened: the process started, a job was begun, tokens came, Redis went back, a cancel
             returned, a job ended.
         job: The job's number.
-        index: Tokens received up to here, of a fork those that still hold, of a cancel those that Redis held
-            when it returned.
+        index: Tokens received up to here, of a fork those that still hold, of a cancel those that the end
+            names which stood there when it had returned.
         ids: The tokens of a chunk.
         crc: Over all ids of the job up to here.
         text: The text of a chunk.

@@ -168,7 +168,7 @@ class Reader:
             if plan.cancel_after is not None and at.index >= plan.cancel_after and not is_cancelled:
                 status = await job.cancel()
                 is_cancelled = True
-                # What stands there now is all that may ever stand there.
+                # `cancel` names in the end that it writes the tokens that were there, and no more may come.
                 finish = (await job.history()).finish
                 num_tokens = finish.num_tokens if finish is not None else -1
                 self._journal.write(
