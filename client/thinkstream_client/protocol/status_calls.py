@@ -20,6 +20,9 @@ LOAD_FIELDS = ("waiting", "free_blocks", "num_blocks", "tokens")
 class TenantInfo:
     """A tenant's settings and what it uses, in one partition. A cap of 0 is none.
 
+    The last three are counted up and down by the calls themselves and never counted anew. Where others wrote
+    over a counter, it is too low until the tenant has no job, or too high until an operator removes it.
+
     Attributes:
         tenant: Its name.
         weight: Its share of the service beside other tenants.
