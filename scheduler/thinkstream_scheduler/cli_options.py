@@ -51,7 +51,7 @@ Partitions = Annotated[
     typer.Option(min=1, max=1024, help="Partitions of a new namespace; default: 16 in a Cluster, else 1."),
 ]
 RayAddress = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster; default: our own.")
+    str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster, HOST:PORT; default: our own.")
 ]
 Model = Annotated[
     str, typer.Option(help="A checkpoint's folder, `demo`, or `random:CONFIG` for random weights.")

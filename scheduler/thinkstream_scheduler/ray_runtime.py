@@ -1,7 +1,8 @@
-"""Ray as this service uses it: quiet, small, and without a trace once it is left.
+"""Ray as this service uses it: quiet, small, and with no process and no file of its own once it is left.
 
 Knows nothing of jobs and replicas. ``ray`` itself is imported behind the settings that it reads from the
-environment at import.
+environment at import. Those stay in the environment, for Ray reads them once: without them a second
+connection of the process would be half another Ray.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.errors import ServiceUnavailable, ThinkstreamError
 
 from . import processes
+from .cluster_address import check_answers
 
 _OBJECT_STORE_BYTES = 100 << 20  # only control messages pass through it; Ray's least is 75 MiB
 _SHORT_TEMP = Path("/tmp")
@@ -41,6 +43,12 @@ _ENVIRONMENT = {
     # It would end a replica because other programs fill the machine; a replica takes its memory at load.
     "RAY_memory_monitor_refresh_ms": "0",
 }
+_ENVIRONMENT_ELSEWHERE = {
+    # A cluster that stops answering while it is connected to: 20 times 40 s are what Ray would wait.
+    "RAY_NUM_REDIS_GET_RETRIES": "5",
+    "RAY_py_gcs_connect_timeout_s": "5",
+}
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RayRuntime:
@@ -52,13 +60,30 @@ class RayRuntime:
         show_logs: Whether what actors write appears on our stderr.
 
     Raises:
+        ConfigError: The address is of no known form.
         ServiceUnavailable: Ray cannot be reached or started.
-        KeyboardInterrupt: SIGTERM came meanwhile; Ray is left again by then.
+        KeyboardInterrupt: A signal came meanwhile; Ray is left again by then.
     """
 
     def __init__(self, *, address: str | None, show_logs: bool) -> None:
         self._not_ours = processes.descendants(os.getpid())
         self._folder: Path | None = None
+        self._ray: Any = None
+        try:
+            self._connect(address, show_logs=show_logs)
+        except ThinkstreamError:
+            self.close()
+            raise
+        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+            self.close()
+            where = f"at {address}" if address else "on this machine"
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
+            raise ServiceUnavailable(f"Ray {where} does not work: {first_line}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, address: str | None, *, show_logs: bool) -> None:
         options: dict[str, Any] = {"address": address}
         if address is None:
             self._folder = _short_folder()
@@ -69,20 +94,14 @@ class RayRuntime:
                 "_node_ip_address": "127.0.0.1",
                 "_temp_dir": str(self._folder),
             }
+        else:
+            check_answers(address)
         _set_environment(is_local=address is None)
-        try:
-            with _sigterm_afterwards():
-                import ray
+        with _sigterm_afterwards() if address is None else _signals_at_once():
+            import ray
 
-                ray.init(logging_level=logging.ERROR, log_to_driver=show_logs, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-            self.close()
-            where = f"at {address}" if address else "on this machine"
-            first_line = (str(error) or type(error).__name__).splitlines()[0]
-            raise ServiceUnavailable(f"Ray {where} does not work: {first_line}") from error
-        except BaseException:
-            self.close()
-            raise
+            self._ray = ray
+            ray.init(logging_level=logging.ERROR, log_to_driver=show_logs, **options)
 
     def local_processes(self) -> list[int]:
         """Ids of the processes of a cluster of our own, actors included."""
@@ -90,19 +109,15 @@ class RayRuntime:
 
     def room(self) -> dict[str, float]:
         """What the cluster has free, by Ray's names; of one of our own, all that it has."""
-        import ray
-
-        untyped: Any = ray
         found: dict[str, float]
-        found = untyped.available_resources() if self._folder is None else untyped.cluster_resources()
+        found = self._ray.available_resources() if self._folder is None else self._ray.cluster_resources()
         return found
 
     def close(self) -> None:
         """Leaves the cluster; one of our own ends with all its processes and files."""
-        import ray
-
         ours = self._ours()
-        ray.shutdown()
+        if self._ray is not None:
+            self._ray.shutdown()
         # Ray's agents look for their parent's death once in a while: a minute after it was killed they
         # may still be there. What was being started when ``ray.init`` was left, Ray itself may not know.
         for _ in range(_MAX_LOOKS):
@@ -129,7 +144,7 @@ def _short_folder() -> Path:
 
 
 def _set_environment(*, is_local: bool) -> None:
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT | ({} if is_local else _ENVIRONMENT_ELSEWHERE)).items():
         os.environ.setdefault(name, value)
     if is_local and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # Ray listens on all interfaces: a token that only our own processes know shuts others out. Where
@@ -157,29 +172,63 @@ def _sigterm_afterwards() -> Generator[None]:
     Raises:
         KeyboardInterrupt: SIGTERM came meanwhile.
     """
-    if threading.current_thread() is not threading.main_thread():  # where Ray sets none, nor may we
-        yield
-        return
     has_come = False
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal has_come
         has_come = True
 
+    try:
+        with _handled(note, signal.SIGTERM):
+            yield
+    finally:
+        if has_come:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _signals_at_once() -> Generator[None]:
+    """Ends a block that calls ``ray.init`` at the next signal: nothing is started there that could be lost.
+
+    The caller's handlers hear of it too, for Ray may swallow what is raised.
+
+    Raises:
+        KeyboardInterrupt: A signal came.
+    """
+    former = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        handler = former[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+        raise KeyboardInterrupt
+
+    with _handled(leave, *_STOP_SIGNALS):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Generator[None]:
+    """Has signals handled in one way within a block that calls ``ray.init``, whatever Ray sets.
+
+    Does nothing outside the main thread: Ray sets no handlers there, nor may we.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     signals: Any = signal
     set_handler = signals.signal
 
-    def set_other_handler(number: int, handler: Any) -> Any:
-        return note if number == signal.SIGTERM else set_handler(number, handler)
+    def set_other_handler(number: int, other: Any) -> Any:
+        return handler if number in numbers else set_handler(number, other)
 
-    former = set_handler(signal.SIGTERM, note)
+    former = {number: set_handler(number, handler) for number in numbers}
     # Only the main thread may set handlers, and it is in ``ray.init``: whoever sets one now is Ray.
     signals.signal = set_other_handler
     try:
         yield
     finally:
         signals.signal = set_handler
-        if former is not None:
-            set_handler(signal.SIGTERM, former)
-        if has_come:
-            raise KeyboardInterrupt
+        for number, one in former.items():
+            if one is not None:
+                set_handler(number, one)

@@ -17,6 +17,7 @@ from thinkstream_model.errors import ModelError
 from thinkstream_workers import host_memory
 from thinkstream_workers.config import ReplicaConfig
 
+from .cluster_address import check_address
 from .config import MAX_WAIT_S, SchedulerConfig
 from .launch import ServiceOptions
 from .resources import num_cores
@@ -39,7 +40,7 @@ class UpArguments:
             in the state folder.
         num_partitions: Partitions of a namespace that is set up now; None is 16 in a Cluster and 1 elsewhere.
         namespace: First part of every key.
-        ray_address: A running Ray cluster; None starts one of our own.
+        ray_address: A running Ray cluster, ``HOST:PORT`` or ``auto``; None starts one of our own.
         model: What the replicas serve, as ``ReplicaConfig`` names it.
         num_replicas: Replicas to hold.
         slots: Jobs at once of one replica.
@@ -78,6 +79,8 @@ class UpArguments:
         """
         if self.dtype not in (None, *_DTYPES):
             raise ConfigError(f"dtype: got {self.dtype!r}, allowed: {', '.join(_DTYPES)}")
+        if self.ray_address is not None:
+            check_address(self.ray_address)
         # Which server it will be changes nothing of what is checked.
         self.service_options(self.redis_settings(self.redis_url or _ANY_SERVER), "")
         self._check_drain()

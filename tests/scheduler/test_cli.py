@@ -84,6 +84,8 @@ def test_help_needs_neither_ray_nor_torch() -> None:
     [
         (["--redis", UNREACHABLE], 1, r"Redis at redis://127\.0\.0\.1:1: .*refused"),
         (["--redis", "http://x"], 2, r"Redis URL http://x: expected redis://"),
+        (["--ray", "127.0.0.1:1"], 1, r"Ray at 127\.0\.0\.1:1 does not answer: Connection refused"),
+        (["--ray", "nowhere"], 2, r"ray_address: got 'nowhere', allowed: HOST:PORT or auto"),
         (["--redis", UNREACHABLE, "--namespace", "a b"], 2, r"namespace: got 'a b', allowed: "),
         (["--model", "/nowhere/at/all"], 2, r"/nowhere/at/all.*no such folder"),
         (["--model", "random:/nowhere.json"], 2, r"/nowhere\.json.*no such file"),
@@ -315,7 +317,11 @@ def test_a_state_folder_that_is_none_is_named(
 def test_detached_passes_on_what_nobody_foresaw(
     command: Command, state_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "encode_arguments", lambda _: b'{"surplus": 1}')
+    def encode_wrongly(arguments: UpArguments) -> bytes:
+        del arguments
+        return b'{"surplus": 1}'
+
+    monkeypatch.setattr(background, "encode_arguments", encode_wrongly)
     ended = command("up", "--detach")
     assert ended.code == 1
     assert re.search(r"TypeError: .*surplus.*; see .*up\.log$", ended.err)

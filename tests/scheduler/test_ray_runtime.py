@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from thinkstream_client.errors import ServiceUnavailable
-from thinkstream_scheduler import processes
+from thinkstream_scheduler import processes, ray_runtime
 from thinkstream_scheduler.ray_runtime import RayRuntime
+from thinkstream_scheduler.stop_signals import StopSignals
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
@@ -36,7 +38,7 @@ class FakeRay(types.ModuleType):
             raise SystemExit(number)
 
         signal.signal(signal.SIGTERM, handle)
-        self.folder = Path(options["_temp_dir"])
+        self.folder = Path(options.get("_temp_dir", self.folder))
         self.start_process()
         self._at_init()
         self.has_come_up = True
@@ -57,6 +59,7 @@ def make_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRay]:
     made: list[FakeRay] = []
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "")
+    monkeypatch.setattr(ray_runtime, "_ENVIRONMENT_ELSEWHERE", {})
 
     def make(at_init: Callable[[], None]) -> FakeRay:
         made.append(FakeRay(at_init))
@@ -133,3 +136,45 @@ def test_a_folder_that_is_just_written_to_is_removed(
     monkeypatch.setattr(shutil, "rmtree", remove_too_early)
     runtime.close()
     assert has_left_nothing(fake)
+
+
+def test_a_ray_that_cannot_be_imported_is_named_and_leaves_nothing(
+    make_ray: MakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(ray_runtime, "_SHORT_TEMP", tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="ray") as raised:
+        RayRuntime(address=None, show_logs=False)
+    assert raised.value.__context__ is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_wait_for_a_cluster_elsewhere(
+    make_ray: MakeRay, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def answers(address: str) -> None:
+        del address
+
+    def hang() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    make_ray(hang)
+    monkeypatch.setattr(ray_runtime, "check_answers", answers)
+    began = time.monotonic()
+    with StopSignals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            RayRuntime(address="elsewhere:1", show_logs=False)
+        with pytest.raises(KeyboardInterrupt):
+            signals.check()
+    assert time.monotonic() - began < 10
+
+
+def test_ray_is_not_asked_for_a_cluster_that_does_not_answer(make_ray: MakeRay) -> None:
+    fake = make_ray(lambda: None)
+    with pytest.raises(
+        ServiceUnavailable, match=r"^Ray at 127\.0\.0\.1:1 does not answer: Connection refused$"
+    ):
+        RayRuntime(address="127.0.0.1:1", show_logs=False)
+    assert not fake.has_come_up

@@ -34,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
         ("dtype", "int8"),
         ("slots", 0),
         ("step_tokens", 8),
+        ("ray_address", "nowhere"),
         ("max_context", 1),
         ("kv_memory_bytes", 0),
         ("lease_ms", 5),
