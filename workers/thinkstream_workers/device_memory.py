@@ -38,12 +38,13 @@ def reserve_bytes(config: ThinkerConfig, limits: EngineConfig, free_bytes: int, 
     logits_bytes = num_rows * config.vocab_size * 4
     partial_bytes = _partial_bytes(config, limits, num_rows)
     # The sampler starts when the layers have given back what they took.
-    eager_bytes = max(limits.step_tokens * token_bytes, _LOGITS_OF_EXTRAS * logits_bytes)
-    captured_bytes = max(num_rows, MAX_PROMPT_TOKENS) * token_bytes
-    handed_over_bytes = 2 * logits_bytes  # a graph's own logits, and where it leaves them
-    graphs_bytes = captured_bytes + handed_over_bytes + MAX_GRAPHS * _GRAPH_BYTES
-    num_bytes = eager_bytes + logits_bytes + graphs_bytes + 2 * partial_bytes + _CODE_BYTES
-    return min(num_bytes, int(free_bytes * _MAX_SHARE))
+    launched = max(limits.step_tokens * token_bytes, _LOGITS_OF_EXTRAS * logits_bytes)
+    launched += logits_bytes + partial_bytes
+    # The graphs' partial results lie in pieces that grew with the contexts: each is twice the one before.
+    captured = max(num_rows, MAX_PROMPT_TOKENS) * token_bytes + logits_bytes + 2 * partial_bytes
+    captured += MAX_GRAPHS * _GRAPH_BYTES
+    handed_over = logits_bytes  # where a graph leaves them for the sampler
+    return min(launched + captured + handed_over + _CODE_BYTES, int(free_bytes * _MAX_SHARE))
 
 
 def _token_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
