@@ -186,6 +186,15 @@ def test_a_lost_job_whose_hash_is_broken_is_written_off(partition: Partition) ->
     assert partition.raw.zcard(DUE) == 0
 
 
+def test_a_lost_job_whose_status_is_broken_is_counted_off(partition: Partition) -> None:
+    running(partition)
+    partition.raw.hset(KEYS.job(REF), "status", "?")
+    partition.raw.delete(RUNNING)
+    sweep(partition)
+    assert partition.run(functions.job_status(KEYS, REF)) is JobStatus.FAILED
+    assert partition.run(functions.tenants(KEYS, 0)) == []
+
+
 def test_what_is_no_hash_is_told_of_once(partition: Partition) -> None:
     partition.raw.set(KEYS.job(REF), "text")
     for _ in range(3):

@@ -65,7 +65,7 @@ local function seal(P, job, now, reason, failure)
 end
 
 -- Takes a job whose hash is broken out of every place that names it, and out of the counter that it is in:
--- as its hash says, if that says it still, or as its caller found it.
+-- as its hash says, if that says it still, or as its caller found it, or by those that held it as running.
 local function uproot(P, member, tenant, found, was)
   was = COUNTED_AS[found.status] or was
   local priority, entry = whole(found.priority, 0, #CLASSES - 1), found.entry
@@ -81,7 +81,9 @@ local function uproot(P, member, tenant, found, was)
     count_retrying(P, -1)
   end
   send('ZREM', P .. 'due', 'deadline:' .. member)
-  if was == 'running' and (is_owned or ran) then
+  local was_held = is_owned or ran
+  was = was or was_held and 'running'
+  if was == 'running' and was_held then
     count(P, tenant, 'running', -1)
   elseif was == 'queued' then
     count(P, tenant, 'queued', -1)
