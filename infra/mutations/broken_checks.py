@@ -173,16 +173,22 @@ _JOBS = (
     Mutation(
         check="its entry is an id",
         function="write_off",
-        remove="if priority and entry and string.match(entry, '^%d+%-%d+$') then",
+        remove="if priority and entry and is_entry(entry) then",
         put="if priority and entry then",
         test="test_a_hash_that_cannot_be_a_jobs[valkey-entry-:]",
     ),
     Mutation(
         check="it was counted as running",
         function="write_off",
-        remove="if was == 'running' and (is_owned or ran) then",
+        remove="if was == 'running' and was_held then",
         put="if was == 'running' then",
         test="test_a_broken_job_that_nobody_counted_is_not_counted_off[valkey]",
+    ),
+    Mutation(
+        check="it was held as running where nothing else tells",
+        function="write_off",
+        remove="  was = was or was_held and 'running'\n",
+        test="test_a_lost_job_whose_status_is_broken_is_counted_off[valkey]",
     ),
 )
 

@@ -1,6 +1,6 @@
 """Every check of the functions, in the order of the library, and the test that misses it.
 
-Left out are limits on what one call may do, which change when things happen and never what happens.
+Left out are most limits on what one call may do, which change when things happen and never what happens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from .broken_checks import BROKEN_CHECKS
 from .claim_checks import CLAIM_CHECKS
 from .client_checks import CLIENT_CHECKS
 from .guard_checks import GUARD_CHECKS
+from .letter_checks import LETTER_CHECKS
 from .mutation import Mutation
+from .place_checks import PLACE_CHECKS
 from .upkeep_checks import UPKEEP_CHECKS
 from .worker_checks import WORKER_CHECKS
 
@@ -18,6 +20,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     *CLAIM_CHECKS,
     *WORKER_CHECKS,
     *UPKEEP_CHECKS,
+    *PLACE_CHECKS,
+    *LETTER_CHECKS,
     *GUARD_CHECKS,
     *BROKEN_CHECKS,
 )

@@ -71,9 +71,23 @@ CLAIM_CHECKS = (
     Mutation(
         check="state of a job that ran before",
         function="claim",
-        remove="elseif job.status == 'queued' and claimable(P, call, job) then",
-        put="elseif claimable(P, call, job) then",
+        remove="elseif job.status ~= 'queued' then\n          call.cleared",
+        put="elseif false then\n          call.cleared",
         test="test_a_running_job_that_stands_in_line_is_not_given_out_twice[valkey]",
+    ),
+    Mutation(
+        check="what stands in line and is not queued counts as cleared",
+        function="claim",
+        remove="elseif job.status ~= 'queued' then\n          call.cleared = call.cleared + 1",
+        put="elseif job.status ~= 'queued' then\n          call.cleared = call.cleared",
+        test="test_one_claim_clears_so_much_and_no_more[valkey-again]",
+    ),
+    Mutation(
+        check="a job whose stream takes no marker counts as cleared",
+        function="claim",
+        remove="  if type(marker) == 'table' then\n    call.cleared = call.cleared + 1",
+        put="  if type(marker) == 'table' then",
+        test="test_one_claim_clears_so_much_and_no_more[valkey-sealed]",
     ),
     Mutation(
         check="a queue is a stream",

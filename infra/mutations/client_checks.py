@@ -43,7 +43,7 @@ CLIENT_CHECKS = (
     Mutation(
         check="a job's entry is an id",
         function="load_job",
-        remove=" or (job.entry and not string.match(job.entry, '^%d+%-%d+$'))",
+        remove=" or (job.entry and not is_entry(job.entry))",
         put="",
         test="test_a_hash_that_cannot_be_a_jobs[valkey-entry-:]",
     ),

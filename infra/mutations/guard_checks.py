@@ -32,11 +32,18 @@ _KEYS = (
         test="test_a_hostile_tenant_is_refused[valkey-FCALL ts1_list 1 ts:{0}: acme '' 10]",
     ),
     Mutation(
-        check="events and dead letters can be written",
-        function="log",
-        remove="if is_error(redis.pcall('XADD', key, 'MAXLEN', '~', max, '*', ...)) then",
-        put="if is_error(redis.call('XADD', key, 'MAXLEN', '~', max, '*', ...)) then",
+        check="a stream takes entries",
+        function="append",
+        remove="  local entry = redis.pcall('XADD', key, ...)",
+        put="  local entry = redis.call('XADD', key, ...)",
         test="test_events_that_take_no_more_are_set_aside[valkey-submit]",
+    ),
+    Mutation(
+        check="no other stands aside already",
+        function="set_aside",
+        remove="  local renamed = redis.pcall('RENAMENX', key, aside)",
+        put="  local renamed = is_error(redis.pcall('RENAME', key, aside)) and { err = '' } or 1",
+        test="test_the_first_key_set_aside_stays[valkey]",
     ),
     Mutation(
         check="a key that tenants may not rename is of its type",
@@ -74,6 +81,18 @@ _KEYS = (
 )
 
 _NUMBERS = (
+    Mutation(
+        check="the first half of an entry's id is within its range",
+        function="load_job",
+        remove="#ms < 20 and ",
+        test=f"test_an_entry_that_no_stream_can_have[valkey-{'9' * 20}-0]",
+    ),
+    Mutation(
+        check="the second half of an entry's id is within its range",
+        function="load_job",
+        remove=" and #number < 20",
+        test=f"test_an_entry_that_no_stream_can_have[valkey-0-{'9' * 20}]",
+    ),
     Mutation(
         check="a counter is a number",
         function="add",

@@ -1,4 +1,4 @@
-"""Checks of what keeps the queue whole: reap, sweep, batches, dead letters."""
+"""Checks of what keeps the queue whole: reap, sweep, batches."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ UPKEEP_CHECKS = (
     Mutation(
         check="a queue's name is a tenant's",
         function="sweep",
-        remove="string.match(string.sub(queue, first), '^[%w._-]+$')",
-        put="string.sub(queue, first)",
+        remove="'^in:([0-2]):([%w._-]+)$'",
+        put="'^in:([0-2]):(.*)$'",
         test="test_a_queue_whose_name_is_no_tenants[valkey]",
     ),
     Mutation(
@@ -137,33 +137,5 @@ UPKEEP_CHECKS = (
         remove="if v[1] ~= '1' then",
         put="if false then",
         test="test_a_batch_ends_with_its_last_job_once_it_is_closed[valkey]",
-    ),
-    Mutation(
-        check="the letter is there",
-        function="dead_retry",
-        remove="  if not letter then\n    return { 'MISSING' }\n  end\n  if not letter.digest",
-        put="  if not letter.digest",
-        test="test_a_letter_that_is_not_there[valkey]",
-    ),
-    Mutation(
-        check="the letter holds a job",
-        function="dead_retry",
-        remove="if not letter.digest or letter.digest == '' or letter.payload == '' then",
-        put="if false then",
-        test="test_what_is_no_job_can_only_be_dropped[valkey]",
-    ),
-    Mutation(
-        check="the job is not alive",
-        function="dead_retry",
-        remove="if known[1] and known[1] ~= 'failed' then",
-        put="if false then",
-        test="test_a_job_that_lives_is_not_retried[valkey]",
-    ),
-    Mutation(
-        check="its stream adds up",
-        function="dead_retry",
-        remove="or string.match(last[1], '^(%d+)-') ~= string.format('%.0f', (#entries - mk) * grain) then",
-        put="then",
-        test="test_a_dead_job_whose_stream_has_a_hole_begins_anew[valkey]",
     ),
 )

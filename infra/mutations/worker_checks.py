@@ -21,8 +21,9 @@ WORKER_CHECKS = (
   if not lease_ms then
     return FENCED
   end
-  send('ZADD'""",
-        put="  local lease_ms = 5000\n  send('ZADD'",
+  send('ZADD', P .. 'leases', now_ms() + lease_ms, session)
+  local key""",
+        put="  local lease_ms = 5000\n  local key",
         test=_NONCE.format("beat"),
     ),
     Mutation(
@@ -32,9 +33,17 @@ WORKER_CHECKS = (
   if not lease_ms then
     return FENCED
   end
-  call('ZADD'""",
-        put="  local lease_ms = 5000\n  call('ZADD'",
+  send('ZADD', P .. 'leases', now_ms() + lease_ms, session)
+  local out""",
+        put="  local out",
         test="test_a_zombie_writes_between_reap_and_the_next_claim[valkey]",
+    ),
+    Mutation(
+        check="the leases are a sorted set",
+        function="step",
+        remove="  send('ZADD', P .. 'leases', now_ms() + lease_ms, session)\n  local out",
+        put="  redis.call('ZADD', P .. 'leases', now_ms() + lease_ms, session)\n  local out",
+        test="test_a_session_works_on_beside_a_key_of_another_type[valkey-leases-step]",
     ),
     Mutation(
         check="XLEN",
