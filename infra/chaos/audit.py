@@ -41,9 +41,9 @@ class Received:
         num_named: Tokens that the end names.
         cancelled: What `cancel` said; empty if it was not called or did not return.
         num_at_cancel: Tokens that the end names which stood there when it had returned: those that `cancel`
-            itself counted as it wrote that end, so that one let in between the two is late. -1 if no end stood
-            there. Where Redis had lost the end by then and another was written, it is that one's number, and
-            tokens before it count as in time.
+            itself counted as it wrote that end, so that one let in between the two is late. -1 if no end
+            stood there. Where Redis had lost that end by then and another was written, the number is of the
+            other, and tokens before it count as in time.
         num_forks: How often Redis went back under the reader's eyes.
         wrong: What is wrong with the order, in tokens.
     """

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import count
 
 import redis
+from infra.own_processes import REPLICA, SCHEDULER
 
 from thinkstream_client.errors import ThinkstreamError
 
 from .hang import Hang
 from .options import ChaosOptions
-from .stage import REPLICA, SCHEDULER, Stage
+from .stage import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from infra.own_processes import RAYLET, REPLICA, find_own
+
 from thinkstream_client.errors import ThinkstreamError
 from thinkstream_client.keys import Keys
 from thinkstream_client.protocol import functions
@@ -30,7 +32,6 @@ from .options import ChaosOptions
 from .reader import STOP_FILE, Orders
 from .servers import make_servers
 
-REPLICA, SCHEDULER, RAYLET = "ray::ReplicaActor", "ray::SchedulerActor", "/raylet --"
 T = TypeVar("T")
 
 _NUM_CPUS = 0.6
@@ -149,13 +150,7 @@ class Stage:
 
     def find(self, name: str) -> list[int]:
         """Processes of ours whose command line has ``name`` in it."""
-        found: list[int] = []
-        for pid in self._ours():
-            with contextlib.suppress(OSError):
-                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if name in line:
-                    found.append(pid)
-        return sorted(found)
+        return find_own(name, self._ours())
 
     def start_readers(self) -> None:
         """Starts the client processes."""

@@ -19,8 +19,10 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from infra.own_processes import REPLICA, find_own
 
 from thinkstream_client import AsyncClient, Request, SamplingParams
 from thinkstream_client.aio_job import AsyncJob
@@ -31,7 +33,7 @@ from thinkstream_workers.config import ReplicaConfig
 
 from .shape import RELEASED_SHAPE
 
-_REPLICA = b"ray::ReplicaActor"
+_ON_THEIR_WAY_S = 1.0  # tokens that were on their way when the replica died arrive within a step of it
 
 
 def main() -> None:
@@ -44,6 +46,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kill", action="store_true", help="kill the replica under full load")
     args = parser.parse_args()
+    if args.tokens < 2:
+        parser.error("--tokens: from one token to the next it takes two")
     streams = [int(number) for number in args.streams.split(",")]
     with tempfile.TemporaryDirectory(prefix="thinkstream-") as name:
         folder = Path(name)
@@ -120,11 +124,29 @@ async def measure(
         "tokens_per_s": num_streams / tpot_s,
     }
     if disturb:
-        # Tokens that were on their way when the replica died arrive within a step of it.
         gaps_s = [max(b - a for a, b in itertools.pairwise(times_s)) for times_s in arrivals_s]
-        resumed_s = min(t for times_s in arrivals_s for t in times_s if t > disturbed_s + 1.0)
+        resumed_s = first_resumed_s(arrivals_s, disturbed_s)
         row |= {"first_resumed_s": resumed_s - disturbed_s, "median_gap_s": statistics.median(gaps_s)}
     return row
+
+
+def first_resumed_s(arrivals_s: Sequence[Sequence[float]], disturbed_s: float) -> float:
+    """When the first stream went on.
+
+    Args:
+        arrivals_s: When each token of each stream came.
+        disturbed_s: When the replica was killed.
+
+    Raises:
+        RuntimeError: No stream did: all had their last token by then.
+    """
+    later_s = [at_s for times_s in arrivals_s for at_s in times_s if at_s > disturbed_s + _ON_THEIR_WAY_S]
+    if not later_s:
+        raise RuntimeError(
+            "all streams had ended when the replica was killed, or their last tokens were on their way: "
+            "give them more --tokens"
+        )
+    return min(later_s)
 
 
 async def _follow(job: AsyncJob, arrivals_s: list[float]) -> None:
@@ -133,14 +155,16 @@ async def _follow(job: AsyncJob, arrivals_s: list[float]) -> None:
 
 
 def kill_replica() -> None:
-    """Kill -9 whatever replica runs on this machine."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_replica = (folder / "cmdline").read_bytes().startswith(_REPLICA)
-        except OSError:
-            continue
-        if is_replica:
-            os.kill(int(folder.name), signal.SIGKILL)
+    """Kill -9 the replicas of the service that this process started.
+
+    Raises:
+        RuntimeError: There are none.
+    """
+    replicas = find_own(REPLICA)
+    if not replicas:
+        raise RuntimeError("there is no replica to kill")
+    for pid in replicas:
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
