@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import ray
@@ -21,6 +23,7 @@ from .resources import ReplicaResources
 _ray: Any = ray  # whose types do not reach through results
 _NAME = "scheduler"
 _CONTROL_TIMEOUT_S = 60.0
+_POLL_S = 0.2
 
 
 class SchedulerSettings(NamedTuple):
@@ -104,23 +107,31 @@ class SchedulerHandle:
         )
 
     @staticmethod
-    def lives(settings: SchedulerSettings) -> bool:
-        """Whether a scheduler of the service runs that was told the same."""
+    def lives(settings: SchedulerSettings, checkpoint: Callable[[], None] = lambda: None) -> bool:
+        """Whether a scheduler of the service runs that was told the same.
+
+        Args:
+            settings: What it was told.
+            checkpoint: Called while its answer is waited for; what it raises ends the wait.
+        """
         try:
             actor = _ray.get_actor(_NAME, namespace=settings.namespace)
-            found: SchedulerSettings = _ray.get(actor.settings.remote(), timeout=_CONTROL_TIMEOUT_S)
+            found: SchedulerSettings = _answer(actor.settings.remote(), checkpoint)
         except (ValueError, ray.exceptions.RayError):
             return False
         return found == settings
 
-    def wait_until_ready(self) -> int:
+    def wait_until_ready(self, checkpoint: Callable[[], None]) -> int:
         """Returns its process id once its loop runs.
+
+        Args:
+            checkpoint: Called all the while; what it raises ends the wait.
 
         Raises:
             ServiceUnavailable: It does not start.
         """
         try:
-            pid: int = _ray.get(self._actor.pid.remote(), timeout=_CONTROL_TIMEOUT_S)
+            pid: int = _answer(self._actor.pid.remote(), checkpoint)
         except ray.exceptions.RayError as error:
             raise explained(error, "the scheduler") from error
         return pid
@@ -132,3 +143,15 @@ class SchedulerHandle:
     def kill(self) -> None:
         """Ends the actor at once."""
         ray.kill(self._actor, no_restart=True)
+
+
+def _answer(call: Any, checkpoint: Callable[[], None]) -> Any:
+    """Returns what an actor answers to a call.
+
+    Raises:
+        RayError: It has died, or does not answer in time.
+    """
+    until_s = time.monotonic() + _CONTROL_TIMEOUT_S
+    while not _ray.wait([call], timeout=_POLL_S)[0] and time.monotonic() < until_s:
+        checkpoint()
+    return _ray.get(call, timeout=0)

@@ -85,7 +85,7 @@ class Service:
             redis=options.redis, service_id=options.service_id, num_replicas=options.num_replicas
         )
         settings = SchedulerSettings(config, options.replica, resources)
-        if not SchedulerHandle.lives(settings):
+        if not SchedulerHandle.lives(settings, checkpoint):
             num_ended = end_actors(settings.namespace)
             if num_ended:
                 logger.warning("ended %d actors that a service with other settings had left", num_ended)
@@ -111,7 +111,7 @@ class Service:
             ServiceUnavailable: An actor died, or they took too long.
         """
         self.pids = self._pool.wait_until_ready(timeout_s, checkpoint)
-        self.pids["scheduler"] = self._scheduler.wait_until_ready()
+        self.pids["scheduler"] = self._scheduler.wait_until_ready(checkpoint)
         others = set(self._runtime.local_processes()) - set(self.pids.values())
         self.pids.update({f"ray-{i}": pid for i, pid in enumerate(sorted(others))})
 
