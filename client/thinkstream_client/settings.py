@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from .checks import check_integer
 from .errors import ConfigError, InvalidRequest
@@ -59,7 +60,10 @@ class RedisSettings:
             raise ConfigError(f"Redis URL of type {type(self.url).__name__}: expected {_FORMS}")
         object.__setattr__(self, "masked_url", _SECRET.sub(r"\1\3***\2", self.url))
         try:
-            object.__setattr__(self, "address", parse_address(self.url))
+            address = parse_address(self.url)
+            for host in [name for name, _ in address.hosts] or [urlsplit(self.url).hostname or ""]:
+                host.encode("idna")  # as who looks for it will: labels of at most 63 letters
+            object.__setattr__(self, "address", address)
         except ValueError:
             raise ConfigError(f"Redis URL {self.masked_url}: expected {_FORMS}") from None
         check_name("namespace", self.namespace)

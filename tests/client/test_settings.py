@@ -66,11 +66,21 @@ def test_several_hosts() -> None:
         "redis+cluster://",
         "redis+cluster://a:1,,b:2",
         "unix+cluster://host:1",
+        "redis://a..b:1",
+        "redis://\ud800",
+        f"redis://{'a' * 64}",
+        f"redis+cluster://host:1,{'a' * 64}:1",
+        f"redis://host:{'9' * 5000}",
     ],
 )
 def test_unusable_url(url: str) -> None:
     with pytest.raises(ConfigError, match="expected redis://"):
         RedisSettings(url)
+
+
+def test_hosts_may_be_of_any_script() -> None:
+    for url in ("redis://почта.example:1", "redis://[::1]:1", "redis://127.0.0.1", "unix:///a..b"):
+        assert RedisSettings(url).url == url
 
 
 def test_namespace_and_partitions() -> None:
