@@ -49,7 +49,7 @@ def run_demo() -> bool:
         console.print("starting Valkey, Ray, a scheduler and two replicas of the demo model ...")
         server = EmbeddedServer(folder)
         cleanup.callback(server.stop)
-        server.start()
+        server.start(signals.check)
         redis = RedisSettings(url=server.url)
         options = ServiceOptions(
             redis=redis,

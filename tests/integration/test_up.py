@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from thinkstream_client.client import Client
 from thinkstream_client.discovery import read_state
 from thinkstream_client.records import JobStatus
 from thinkstream_scheduler import processes
+from thinkstream_scheduler.state_folder import holder
 
 PROMPT = "Once upon a time"
 NUM_TOKENS = 400
@@ -71,6 +73,24 @@ def test_a_job_goes_on_after_down_and_up_where_it_was(environment: dict[str, str
         again = client.submit(PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True, seed=7).result(timeout_s=60)
         assert again.token_ids == result.token_ids
         assert again.text == result.text
+
+
+def test_down_ends_a_service_that_is_still_starting(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "thinkstream_client.cli", "up", "--detach"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as starting:
+        until = time.monotonic() + 30
+        while not (tmp_path / "data" / "port").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        mark = holder()
+        assert mark is not None
+        below = processes.descendants(mark.pid)
+        assert thinkstream(environment, "down") == "the service has ended\n"
+        assert starting.stderr is not None
+        assert "the service was ended before it was ready" in starting.stderr.read()
+    assert starting.returncode == 1
+    assert [pid for pid, started in below.items() if processes.start_time(pid) == started] == []
+    assert (holder(), read_state()) == (None, None)
 
 
 def test_replicas_that_no_machine_could_hold_are_refused(environment: dict[str, str]) -> None:
