@@ -118,7 +118,7 @@ def test_slots_and_draining(queue: Queue) -> None:
 @pytest.mark.parametrize("place", ["sealed", "expired", "again"])
 def test_one_claim_clears_so_much_and_no_more(queue: Queue, place: str) -> None:
     """Jobs that cannot be given out hold the server for a bounded time, however many there are."""
-    session, num_jobs = queue.hello(), 300
+    session, num_jobs = queue.hello(), 100
     refs = [queue.submit(f"j{number}") for number in range(num_jobs)]
     with queue.raw.pipeline() as pipe:
         for ref in refs:
@@ -135,5 +135,5 @@ def test_one_claim_clears_so_much_and_no_more(queue: Queue, place: str) -> None:
     queue.submit("good")
     assert queue.claim(session) == []
     left = queue.raw.zcard(KEYS.again(0, 1)) + queue.raw.xlen(KEYS.queue(0, 1, "a"))
-    assert left == num_jobs - 256 + 1
+    assert left == num_jobs - 64 + 1
     assert queue.names(session) == "good"

@@ -209,7 +209,7 @@ def test_a_sweep_comes_again_at_once_where_it_found_something(partition: Partiti
     repaired = num_sweeps = 0
     while repaired < 1000:
         done = sweep(partition)
-        assert done.repaired <= 300, "a sweep is bounded"
+        assert done.repaired <= 200, "a sweep is bounded"
         assert done.more or not done.repaired
         repaired += done.repaired
         num_sweeps += 1

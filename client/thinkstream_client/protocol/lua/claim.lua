@@ -3,7 +3,7 @@
 local AGING = 8
 local PAGE = 16
 -- What one call may drop and seal, and whom it may pass over, so that it cannot hold the server for long.
-local MAX_CLEARED = 256
+local MAX_CLEARED = 64
 local MAX_PASSED = 1024
 
 -- Drops what stands in a queue and is no job that can be claimed.

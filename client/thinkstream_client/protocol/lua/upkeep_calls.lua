@@ -4,7 +4,7 @@ local MAX_SESSIONS = 16
 local MAX_LEASES = 64
 local MAX_DUE = 256
 local MAX_CHECKED = 32
-local MAX_SCANNED = 256
+local MAX_SCANNED = 128
 -- Deaths that name no job and that one may be part of before they count against it.
 local MAX_UNNAMED = 6
 
