@@ -8,6 +8,7 @@ import torch
 
 from thinkstream_client.errors import ConfigError
 from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_workers import host_memory
 from thinkstream_workers.build import build_engine
@@ -86,3 +87,14 @@ def test_a_context_that_cannot_be_held_is_refused(thinker: Thinker) -> None:
 def test_memory_for_less_than_a_block_is_refused(thinker: Thinker) -> None:
     with pytest.raises(ConfigError, match="kv_memory_bytes: got 100, allowed: at least 2048"):
         engine_of(thinker, EngineConfig(kv_memory_bytes=100))
+
+
+def test_memory_that_there_is_not_is_refused_in_one_line(
+    thinker: Thinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(config: ThinkerConfig, **settings: Any) -> KVCache:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 16 TiB")
+
+    monkeypatch.setattr(KVCache, "allocate", allocate)
+    with pytest.raises(ConfigError, match=r"KV cache of 4 blocks of 16 tokens: .* \(CUDA out of memory\.\)$"):
+        engine_of(thinker, EngineConfig(num_blocks=4))

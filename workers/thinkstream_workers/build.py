@@ -61,13 +61,7 @@ def build_engine(
     max_context = _max_context(thinker, config, num_blocks * config.block_size)
     if agree_context is not None:
         max_context = agree_context(max_context)
-    kv = KVCache.allocate(
-        thinker.config,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        dtype=thinker.dtype,
-        device=thinker.device,
-    )
+    kv = _allocated(thinker, num_blocks, config.block_size)
     batcher = Batcher(
         BlockManager(num_blocks, config.block_size),
         max_num_seqs=config.slots,
@@ -95,6 +89,22 @@ def build_engine(
         on_turn=on_turn,
         run_ahead=thinker.device.type != "cpu" if config.run_ahead is None else config.run_ahead,
     )
+
+
+def _allocated(thinker: Thinker, num_blocks: int, block_size: int) -> KVCache:
+    try:
+        return KVCache.allocate(
+            thinker.config,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=thinker.dtype,
+            device=thinker.device,
+        )
+    except RuntimeError as error:  # torch's, on a CPU and on a GPU
+        raise ConfigError(
+            f"no memory for a KV cache of {num_blocks} blocks of {block_size} tokens: give it less with "
+            f"--kv-memory ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _affordable_blocks(thinker: Thinker, config: EngineConfig) -> int:
