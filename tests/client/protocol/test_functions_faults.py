@@ -172,7 +172,7 @@ def test_rubbish_in_a_queue_stops_nothing(queue: Queue) -> None:
 
 
 def test_rubbish_is_cleared_in_bounded_calls(queue: Queue) -> None:
-    for _ in range(300):
+    for _ in range(100):
         queue.raw.xadd(KEYS.queue(0, 1, "a"), {"x": "y"})
     queue.submit("j")
     session = queue.hello()
