@@ -45,7 +45,6 @@ class Side:
             max_num_seqs=16,
             max_context=512,
             capture=capture,
-            prompt_graphs=True,
         )
         self._in_flight: InFlight | None = None
         self.brought: list[SampledTokens] = []

@@ -81,7 +81,6 @@ def build_engine(
             max_num_seqs=config.slots,
             max_context=max_context,
             capture=CudaCapture() if thinker.is_capturable else None,
-            prompt_graphs=config.prompt_graphs,
         ),
         inbox=inbox,
         outbox=outbox,

@@ -32,8 +32,6 @@ class EngineConfig:
             or what the KV cache holds where that is less.
         run_ahead: Whether a step is launched before the tokens of the one before it are read; None is
             wherever the device works by itself, so not on a CPU.
-        prompt_graphs: Whether short prompts are replayed as CUDA graphs too, which halves the time to their
-            first token. Off until a run on a GPU has shown that their texts stay exact.
 
     Raises:
         ConfigError: A value outside its range, or two that contradict each other.
@@ -47,7 +45,6 @@ class EngineConfig:
     machine_share: float = 1.0
     max_context: int | None = None
     run_ahead: bool | None = None
-    prompt_graphs: bool = False
 
     def __post_init__(self) -> None:
         check_range("slots", self.slots, 1, MAX_SLOTS)

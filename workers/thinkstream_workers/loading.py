@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,11 +19,15 @@ from thinkstream_model import errors as model_errors
 from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_model.detokenizer import Detokenizer
 from thinkstream_model.device_ops import ops_for
+from thinkstream_model.dry_steps import compile_steps
 from thinkstream_model.generation import GenerationDefaults
+from thinkstream_model.ops import Ops
+from thinkstream_model.parameters import ThinkerWeights
 from thinkstream_model.thinker import Thinker
 from thinkstream_model.tokenizer import Tokenizer
 
 from .config import ReplicaConfig
+from .engine_config import EngineConfig
 from .publication import IncrementalText
 
 logger = logging.getLogger(__name__)
@@ -102,8 +107,12 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
         if claim is not None:
             claim(digests)
         device = _device(config)
-        weights = checkpoint.load_weights(device=device, dtype=_dtype(config))
-        ops = ops_for(weights.config, device, fast_small_batch=config.fast_small_batch)
+        ops = ops_for(checkpoint.config, device, fast_small_batch=config.fast_small_batch)
+        weights = checkpoint.load_weights(
+            device=device,
+            dtype=_dtype(config),
+            meanwhile=partial(_compile, ops, config.engine, tokenizer.num_ids),
+        )
         return LoadedModel(
             thinker=Thinker(weights, ops),
             text=ModelText(tokenizer),
@@ -115,6 +124,19 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
         raise WeightsError(str(error)) from error
     except model_errors.ModelError as error:
         raise ConfigError(str(error)) from error
+
+
+def _compile(ops: Ops, limits: EngineConfig, num_ids: int, weights: ThinkerWeights) -> None:
+    """Compiles the kernels of all steps within the limits."""
+    compile_steps(
+        weights,
+        ops,
+        num_valid_ids=num_ids,
+        block_size=limits.block_size,
+        max_sequences=limits.slots,
+        max_tokens=limits.step_tokens,
+        max_context=limits.max_context or weights.config.max_position_embeddings,
+    )
 
 
 def _device(config: ReplicaConfig) -> torch.device:

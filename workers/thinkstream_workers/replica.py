@@ -105,7 +105,7 @@ class Replica:
         warm_up.run()
         limits = self._config.engine
         if self._config.is_on_gpu:
-            warm_up.rehearse(limits.slots, limits.step_tokens, prompt_graphs=limits.prompt_graphs)
+            warm_up.rehearse(limits.slots, limits.step_tokens)
         if self._config.is_step_measured:
             warm_up.size_step(
                 self._config.lease_ms,

@@ -60,7 +60,6 @@ class ModelRunner:
         max_num_seqs: Sequences of one step at most.
         max_context: Tokens of one sequence at most.
         capture: Makes a graph of a step; None has every step done launch by launch.
-        prompt_graphs: See ``EngineConfig``.
     """
 
     def __init__(
@@ -72,13 +71,11 @@ class ModelRunner:
         max_num_seqs: int,
         max_context: int,
         capture: Capture | None = None,
-        prompt_graphs: bool = False,
     ) -> None:
         self._thinker = thinker
         self._kv = kv
         self._num_valid_ids = num_valid_ids
         self._max_context = max_context
-        self._max_prompt_tokens = MAX_PROMPT_TOKENS if prompt_graphs else 1
         num_rows, device = bucket_rows(max_num_seqs), thinker.device
         self._newest_ids_S = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._graphs: StepGraphs | None = None
@@ -156,7 +153,7 @@ class ModelRunner:
         """The bucket of a step that may be a graph: of decodes, or of what is left of one short prompt."""
         num_tokens, num_sequences = sum(batch.query_lens), len(batch.sequences)
         is_decode = num_tokens == num_sequences
-        is_prompt = num_sequences == 1 and num_tokens <= self._max_prompt_tokens
+        is_prompt = num_sequences == 1 and num_tokens <= MAX_PROMPT_TOKENS
         if len(batch.sampled) < num_sequences or not (is_decode or is_prompt):
             return None
         sampling: Sampling = "none"

@@ -67,7 +67,7 @@ class WarmUp:
         """
         self._do([_SHORT], _TWO_TOKENS)
 
-    def rehearse(self, num_seqs: int, step_tokens: int, *, prompt_graphs: bool = False) -> None:
+    def rehearse(self, num_seqs: int, step_tokens: int) -> None:
         """Has the engine meet what service meets: a step that compiled later might outlast the lease.
 
         Rehearsed are decodes of 1, 2, 4 and so on sequences, the most of them first, whose graphs take the
@@ -81,7 +81,6 @@ class WarmUp:
         Args:
             num_seqs: Sequences decoded at once.
             step_tokens: Tokens of a step.
-            prompt_graphs: Whether short prompts have graphs, to be captured too.
 
         Raises:
             ServiceUnavailable: The engine fails.
@@ -93,12 +92,8 @@ class WarmUp:
         for num_tokens in _CONTEXTS:
             for num_rows in (1, num_seqs):
                 self._do([self._prompt(num_tokens), *[_SHORT] * (num_rows - 1)])
-        shortest = _NUM_PROBE_TOKENS
-        if prompt_graphs:
-            shortest = MAX_PROMPT_TOKENS
-            for num_tokens in (*prompt_buckets(), *prompt_buckets()):  # captured the second time
-                self._do([self._prompt(num_tokens)], _ONE_TOKEN)
-        for num_tokens in _doubling(shortest, min(step_tokens, self._engine.max_context)):
+        longer = _doubling(MAX_PROMPT_TOKENS, min(step_tokens, self._engine.max_context))
+        for num_tokens in (*prompt_buckets(), *prompt_buckets(), *longer):  # captured the second time
             self._do([self._prompt(num_tokens)], _ONE_TOKEN)
 
     def size_step(self, lease_ms: int, *, num_seqs: int, usual_tokens: int) -> None:

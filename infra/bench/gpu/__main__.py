@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256", help="jobs at one time, by commas")
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--fast-small-batch", action="store_true", help="the kernels that are not exact")
-    parser.add_argument("--prompt-graphs", action="store_true", help="replay short prompts as graphs")
     parser.add_argument(
         "--logprobs", type=int, help="log-probabilities of so many alternatives, by every job"
     )
@@ -58,7 +57,6 @@ def main() -> None:
         slots=256,
         step_tokens=args.step_tokens,
         max_context=8_192,
-        prompt_graphs=args.prompt_graphs,
     )
     with EngineBench(thinker, config) as bench:
         bench.run(1, 16, 4)

@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--jobs", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prompt-graphs", action="store_true", help="replay short prompts as graphs")
     parser.add_argument(
         "--extras", action="store_true", help="filters, biases and penalties in three of four"
     )
@@ -55,7 +54,6 @@ def main() -> None:
             step_tokens=2_048,
             max_context=1_024,
             num_blocks=4_096,
-            prompt_graphs=args.prompt_graphs,
         )
         with EngineBench(Thinker(weights, ops), engine_config) as bench:
             samplings = [_sampling(number, num_tokens, args.extras) for number in range(args.jobs)]
