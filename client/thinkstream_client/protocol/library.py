@@ -26,6 +26,7 @@ _PARTS = (
     "client_calls",
     "claim",
     "worker_calls",
+    "places",
     "upkeep_calls",
     "dead_calls",
 )
