@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 
 import torch
@@ -25,9 +24,9 @@ def ops_for(config: ThinkerConfig, device: torch.device, *, fast_small_batch: bo
     """
     if device.type != "cuda":
         return TorchOps(config, device)
-    if importlib.util.find_spec("triton") is None:
-        logger.warning("no triton: the GPU runs plain torch, several times slower and not exact")
+    try:
+        from .triton_ops import TritonOps
+    except ImportError as error:  # no Triton, or one without what the kernels take from it
+        logger.warning("%s: the GPU runs plain torch, several times slower and not exact", error)
         return TorchOps(config, device)
-    from .triton_ops import TritonOps
-
     return TritonOps(config, device, fast_small_batch=fast_small_batch)
