@@ -126,17 +126,7 @@ class TritonOps:
     def sample(self, logits_SV: Tensor, inputs: SamplingInputs, num_valid_ids: int) -> Sampled:
         """See ``Ops.sample``. Rows that ask for nothing special are not changed by those that do."""
         scores_SV = logits_SV if inputs.extras is None else apply_extras(logits_SV, inputs.extras)
-        token_ids_S = sample_tokens(
-            scores_SV,
-            inputs.temperature_B,
-            inputs.top_p_B,
-            inputs.top_k_B,
-            inputs.min_p_B,
-            inputs.seed_B,
-            inputs.index_B,
-            num_valid_ids=num_valid_ids,
-            is_filtered=not inputs.unfiltered,
-        )
+        token_ids_S = sample_tokens(scores_SV, inputs, num_valid_ids=num_valid_ids)
         if inputs.num_logprobs == 0:
             return Sampled(token_ids_B=token_ids_S)
         return logprobs_of(token_ids_S, logits_SV[:, :num_valid_ids], inputs.num_logprobs)

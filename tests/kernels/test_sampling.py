@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +19,10 @@ from thinkstream_model.kernels import philox as kernels
 from thinkstream_model.kernels.sampling import sample_tokens, sample_tokens_reference
 from thinkstream_model.kernels.threshold import lowest_kept, lowest_kept_reference
 from thinkstream_model.philox import random_words
-from thinkstream_model.sampler import NOT_A_TOKEN
+from thinkstream_model.sampler import NOT_A_TOKEN, SamplingInputs
 
 INFINITY = float("inf")
 FULL_VOCAB, FULL_VALID_IDS = 152_064, 151_669
-
-Fields = dict[str, Tensor]
 
 
 @triton.jit
@@ -52,22 +51,24 @@ def _store_noise(
     tl.store(noise + places, found, mask=places < num_words)
 
 
-def _fields(rows: list[tuple[float, float, int, float]], device: torch.device) -> Fields:
+def _inputs(rows: list[tuple[float, float, int, float]], device: torch.device) -> SamplingInputs:
     """Rows of (temperature, top-p, top-k, min-p); row n has a seed and an index of its own."""
     temperature, top_p, top_k, min_p = zip(*rows, strict=True)
     numbers = torch.arange(len(rows), device=device)
-    return {
-        "temperature_B": torch.tensor(temperature, device=device),
-        "top_p_B": torch.tensor(top_p, device=device),
-        "top_k_B": torch.tensor(top_k, device=device),
-        "min_p_B": torch.tensor(min_p, device=device),
-        "seed_B": numbers * 7919 - 5,
-        "index_B": numbers + (1 << 33),
-    }
+    return SamplingInputs(
+        temperature_B=torch.tensor(temperature, device=device),
+        top_p_B=torch.tensor(top_p, device=device),
+        top_k_B=torch.tensor(top_k, device=device),
+        min_p_B=torch.tensor(min_p, device=device),
+        seed_B=numbers * 7919 - 5,
+        index_B=numbers + (1 << 33),
+    )
 
 
-def _filters(fields: Fields) -> list[Tensor]:
-    return [fields[f"{name}_B"] for name in ("temperature", "top_p", "top_k", "min_p")]
+def _rows(inputs: SamplingInputs, rows: slice) -> SamplingInputs:
+    """Some of the rows."""
+    names = ("temperature_B", "top_p_B", "top_k_B", "min_p_B", "seed_B", "index_B")
+    return replace(inputs, **{name: getattr(inputs, name)[rows] for name in names})
 
 
 def _logits(num_rows: int, vocab: int, device: torch.device, seed: int = 0) -> Tensor:
@@ -75,12 +76,17 @@ def _logits(num_rows: int, vocab: int, device: torch.device, seed: int = 0) -> T
     return 3 * torch.randn(num_rows, vocab, device=device, generator=generator)
 
 
-def _sample(logits_BV: Tensor, fields: Fields, num_valid_ids: int, *, is_filtered: bool = True) -> Tensor:
-    return sample_tokens(logits_BV, **fields, num_valid_ids=num_valid_ids, is_filtered=is_filtered)
+def _sample(
+    logits_BV: Tensor, inputs: SamplingInputs, num_valid_ids: int, *, is_filtered: bool = True
+) -> Tensor:
+    return sample_tokens(logits_BV, replace(inputs, unfiltered=not is_filtered), num_valid_ids=num_valid_ids)
 
 
-def _reference(logits_BV: Tensor, fields: Fields, num_valid_ids: int, *, is_filtered: bool = True) -> Tensor:
-    return sample_tokens_reference(logits_BV, **fields, num_valid_ids=num_valid_ids, is_filtered=is_filtered)
+def _reference(
+    logits_BV: Tensor, inputs: SamplingInputs, num_valid_ids: int, *, is_filtered: bool = True
+) -> Tensor:
+    inputs = replace(inputs, unfiltered=not is_filtered)
+    return sample_tokens_reference(logits_BV, inputs, num_valid_ids=num_valid_ids)
 
 
 class TestNoise:
@@ -116,11 +122,11 @@ class TestUnfiltered:
     @pytest.mark.parametrize("num_valid_ids", [1, 500, 2048, 3001])
     def test_tokens_are_those_of_torch(self, device: torch.device, num_valid_ids: int) -> None:
         temperatures = [0.0, 1.0, 0.6, 1e-6, 2.5] * 3
-        fields = _fields([(temperature, 1.0, 0, 0.0) for temperature in temperatures], device)
+        inputs = _inputs([(temperature, 1.0, 0, 0.0) for temperature in temperatures], device)
         logits_BV = _logits(len(temperatures), num_valid_ids + 7, device)
         logits_BV[:, num_valid_ids:] = 50.0
-        token_ids_B = _sample(logits_BV, fields, num_valid_ids, is_filtered=False)
-        assert torch.equal(token_ids_B, _reference(logits_BV, fields, num_valid_ids, is_filtered=False))
+        token_ids_B = _sample(logits_BV, inputs, num_valid_ids, is_filtered=False)
+        assert torch.equal(token_ids_B, _reference(logits_BV, inputs, num_valid_ids, is_filtered=False))
 
     def test_of_equal_scores_the_lowest_id_wins(self, device: torch.device) -> None:
         logits_BV = torch.full((5, 5000), -1.0, device=device)
@@ -128,24 +134,24 @@ class TestUnfiltered:
         logits_BV[1, 70], logits_BV[1, 71] = 0.0, -0.0
         logits_BV[2, 80], logits_BV[2, 81] = -0.0, 0.0
         logits_BV[4] = -INFINITY
-        token_ids_B = _sample(logits_BV, _fields([(0.0, 1.0, 0, 0.0)] * 5, device), 5000, is_filtered=False)
+        token_ids_B = _sample(logits_BV, _inputs([(0.0, 1.0, 0, 0.0)] * 5, device), 5000, is_filtered=False)
         assert token_ids_B.tolist() == [2049, 70, 80, 0, 0]
 
     def test_infinite_logits(self, device: torch.device) -> None:
         logits_BV = _logits(4, 600, device)
         logits_BV[:, 5:] = -INFINITY
         logits_BV[3, 333] = INFINITY
-        fields = _fields([(1.0, 1.0, 0, 0.0)] * 4, device)
-        token_ids_B = _sample(logits_BV, fields, 600, is_filtered=False)
-        assert torch.equal(token_ids_B, _reference(logits_BV, fields, 600, is_filtered=False))
+        inputs = _inputs([(1.0, 1.0, 0, 0.0)] * 4, device)
+        token_ids_B = _sample(logits_BV, inputs, 600, is_filtered=False)
+        assert torch.equal(token_ids_B, _reference(logits_BV, inputs, 600, is_filtered=False))
         assert token_ids_B[3] == 333
 
     def test_frequencies(self, device: torch.device) -> None:
         num_draws = 100_000 if device.type == "cuda" else 100
         shares_V = torch.tensor([0.4, 0.05, 0.25, 0.2, 0.1])
-        fields = _fields([(0.5, 1.0, 0, 0.0)] * num_draws, device)
+        inputs = _inputs([(0.5, 1.0, 0, 0.0)] * num_draws, device)
         logits_BV = (0.5 * shares_V.log()).to(device).expand(num_draws, -1)
-        token_ids_B = _sample(logits_BV, fields, 5, is_filtered=False)
+        token_ids_B = _sample(logits_BV, inputs, 5, is_filtered=False)
         counts_V = torch.bincount(token_ids_B.cpu(), minlength=5)
         expected_V = shares_V * num_draws
         degrees = 4
@@ -153,9 +159,8 @@ class TestUnfiltered:
         assert chi_square < degrees + 4 * math.sqrt(2 * degrees) + 1
 
     def test_no_rows(self, device: torch.device) -> None:
-        assert _sample(
-            _logits(0, 9, device), {k: v[:0] for k, v in _fields([(1.0, 1.0, 0, 0.0)], device).items()}, 9
-        ).shape == (0,)
+        none = _rows(_inputs([(1.0, 1.0, 0, 0.0)], device), slice(0, 0))
+        assert _sample(_logits(0, 9, device), none, 9).shape == (0,)
 
 
 MIXED_ROWS = [
@@ -180,33 +185,33 @@ class TestFiltered:
         """All kinds of rows in one batch."""
         logits_BV = _logits(len(MIXED_ROWS), 1010, device, seed=1)
         logits_BV[:, 1001:] = 50.0
-        fields = _fields(MIXED_ROWS, device)
-        token_ids_B = _sample(logits_BV, fields, 1001)
-        assert torch.equal(token_ids_B, _reference(logits_BV, fields, 1001))
+        inputs = _inputs(MIXED_ROWS, device)
+        token_ids_B = _sample(logits_BV, inputs, 1001)
+        assert torch.equal(token_ids_B, _reference(logits_BV, inputs, 1001))
 
     def test_a_row_is_the_same_alone(self, device: torch.device) -> None:
         rows = MIXED_ROWS[2:7]
-        logits_BV, fields = _logits(len(rows), 700, device, seed=2), _fields(rows, device)
-        together = _sample(logits_BV, fields, 700)
+        logits_BV, inputs = _logits(len(rows), 700, device, seed=2), _inputs(rows, device)
+        together = _sample(logits_BV, inputs, 700)
         for row in (0, 2, 4):
-            alone = {name: field[row : row + 1] for name, field in fields.items()}
+            alone = _rows(inputs, slice(row, row + 1))
             assert torch.equal(_sample(logits_BV[row : row + 1], alone, 700), together[row : row + 1])
 
     def test_a_row_that_is_not_all_numbers_gets_no_token(self, device: torch.device) -> None:
-        fields = _fields(
+        inputs = _inputs(
             [(1.0, 1.0, 0, 0.0), (0.0, 1.0, 0, 0.0), (0.6, 0.9, 20, 0.1), (1.0, 1.0, 3, 0.0)], device
         )
         logits_BV = _logits(4, 2500, device)
-        right = _sample(logits_BV, fields, 2400).tolist()
+        right = _sample(logits_BV, inputs, 2400).tolist()
         logits_BV[:3, 2300] = -float("nan")
         logits_BV[3, 2401] = float("nan")  # not a valid id
-        found = _sample(logits_BV, fields, 2400).tolist()
+        found = _sample(logits_BV, inputs, 2400).tolist()
         assert found == [NOT_A_TOKEN] * 3 + [right[3]]
 
     def test_unfiltered_is_only_a_hint(self, device: torch.device) -> None:
-        logits_BV, fields = _logits(6, 900, device), _fields([(0.9, 1.0, 0, 0.0)] * 6, device)
-        without = _sample(logits_BV, fields, 900, is_filtered=False)
-        assert torch.equal(_sample(logits_BV, fields, 900), without)
+        logits_BV, inputs = _logits(6, 900, device), _inputs([(0.9, 1.0, 0, 0.0)] * 6, device)
+        without = _sample(logits_BV, inputs, 900, is_filtered=False)
+        assert torch.equal(_sample(logits_BV, inputs, 900), without)
 
 
 def _special_logits(device: torch.device) -> dict[str, Tensor]:
@@ -231,10 +236,10 @@ class TestThreshold:
     def test_keeps_what_the_reference_keeps(self, device: torch.device, name: str) -> None:
         rows = [(0.5, 1.0, 6, 0.0), (1.0, 0.6, 0, 0.0), (1.5, 0.999, 20, 0.0)]
         logits_BV = _special_logits(device)[name].repeat(len(rows), 1)
-        filters = _filters(_fields(rows, device))
-        lowest_B1 = lowest_kept(logits_BV, *filters, num_valid_ids=380).unsqueeze(1)
-        expected_B1 = lowest_kept_reference(logits_BV, *filters, num_valid_ids=380).unsqueeze(1)
-        scaled_BV = logits_BV[:, :380] / filters[0].unsqueeze(1)
+        inputs = _inputs(rows, device)
+        lowest_B1 = lowest_kept(logits_BV, inputs, num_valid_ids=380).unsqueeze(1)
+        expected_B1 = lowest_kept_reference(logits_BV, inputs, num_valid_ids=380).unsqueeze(1)
+        scaled_BV = logits_BV[:, :380] / inputs.temperature_B.unsqueeze(1)
         # The kernel multiplies by the inverse: what ties there may differ here by a last bit.
         slack_B1 = torch.where(lowest_B1.isinf(), 0.0, lowest_B1.abs() * 2e-7)
         assert torch.equal(scaled_BV >= lowest_B1 - slack_B1, scaled_BV >= expected_B1)
@@ -245,8 +250,8 @@ class TestThreshold:
         logits_BV[:, [10, 150, 290, 399]] = 1.0
         logits_BV[:, 20] = 2.0
         # Of mass 1 + 2 / e, the first has 0.576.
-        filters = _filters(_fields([(1.0, 1.0, 3, 0.0), (1.0, 0.57, 3, 0.0), (1.0, 0.58, 3, 0.0)], device))
-        assert lowest_kept(logits_BV, *filters, num_valid_ids=400).tolist() == [1.0, 2.0, 1.0]
+        inputs = _inputs([(1.0, 1.0, 3, 0.0), (1.0, 0.57, 3, 0.0), (1.0, 0.58, 3, 0.0)], device)
+        assert lowest_kept(logits_BV, inputs, num_valid_ids=400).tolist() == [1.0, 2.0, 1.0]
 
 
 @pytest.mark.gpu
@@ -257,22 +262,22 @@ class TestFullShape:
         rows = [MIXED_ROWS[(row + 5) % len(MIXED_ROWS)] for row in range(num_rows)]
         if not is_filtered:
             rows = [(temperature, 1.0, 0, 0.0) for temperature, _, _, _ in rows]
-        logits_BV, fields = _logits(num_rows, FULL_VOCAB, device), _fields(rows, device)
-        found = _sample(logits_BV, fields, FULL_VALID_IDS, is_filtered=is_filtered)
-        expected = _reference(logits_BV, fields, FULL_VALID_IDS, is_filtered=is_filtered)
+        logits_BV, inputs = _logits(num_rows, FULL_VOCAB, device), _inputs(rows, device)
+        found = _sample(logits_BV, inputs, FULL_VALID_IDS, is_filtered=is_filtered)
+        expected = _reference(logits_BV, inputs, FULL_VALID_IDS, is_filtered=is_filtered)
         assert (found != expected).sum() <= num_rows // 100  # two scores may differ by less than rounding
         for row in range(0, num_rows, 37):
-            alone = {name: field[row : row + 1] for name, field in fields.items()}
+            alone = _rows(inputs, slice(row, row + 1))
             token_id = _sample(logits_BV[row : row + 1], alone, FULL_VALID_IDS, is_filtered=is_filtered)
             assert token_id == found[row]
 
     @pytest.mark.parametrize("scale", [1.0, 8.0])
     def test_thresholds(self, device: torch.device, scale: float) -> None:
         logits_BV = _logits(len(MIXED_ROWS), FULL_VOCAB, device) * scale
-        filters = _filters(_fields(MIXED_ROWS, device))
-        lowest_B1 = lowest_kept(logits_BV, *filters, num_valid_ids=FULL_VALID_IDS).unsqueeze(1)
-        expected_B1 = lowest_kept_reference(logits_BV, *filters, num_valid_ids=FULL_VALID_IDS).unsqueeze(1)
-        scaled_BV = logits_BV[:, :FULL_VALID_IDS] / filters[0].clamp(min=1e-9).unsqueeze(1)
+        inputs = _inputs(MIXED_ROWS, device)
+        lowest_B1 = lowest_kept(logits_BV, inputs, num_valid_ids=FULL_VALID_IDS).unsqueeze(1)
+        expected_B1 = lowest_kept_reference(logits_BV, inputs, num_valid_ids=FULL_VALID_IDS).unsqueeze(1)
+        scaled_BV = logits_BV[:, :FULL_VALID_IDS] / inputs.temperature_B.clamp(min=1e-9).unsqueeze(1)
         found_B, expected_B = (
             (scaled_BV >= lowest_B1).sum(1).double(),
             (scaled_BV >= expected_B1).sum(1).double(),
@@ -282,12 +287,12 @@ class TestFullShape:
 
     def test_under_capture(self, device: torch.device) -> None:
         rows = [MIXED_ROWS[row % len(MIXED_ROWS)] for row in range(16)]
-        logits_BV, fields = _logits(16, FULL_VOCAB, device), _fields(rows, device)
-        _sample(logits_BV, fields, FULL_VALID_IDS)
+        logits_BV, inputs = _logits(16, FULL_VOCAB, device), _inputs(rows, device)
+        _sample(logits_BV, inputs, FULL_VALID_IDS)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            token_ids_B = _sample(logits_BV, fields, FULL_VALID_IDS)
-        fields["index_B"] += 1
+            token_ids_B = _sample(logits_BV, inputs, FULL_VALID_IDS)
+        inputs.index_B.add_(1)
         logits_BV.copy_(_logits(16, FULL_VOCAB, device, seed=9))
         graph.replay()
-        assert torch.equal(token_ids_B, _sample(logits_BV, fields, FULL_VALID_IDS))
+        assert torch.equal(token_ids_B, _sample(logits_BV, inputs, FULL_VALID_IDS))

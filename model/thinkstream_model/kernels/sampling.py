@@ -29,95 +29,41 @@ _NOT_A_NUMBER = tl.constexpr(0x7FFF_FFFF)
 _LAST_ID = tl.constexpr(0xFFFF_FFFF)
 
 
-def sample_tokens(
-    logits_BV: Tensor,
-    temperature_B: Tensor,
-    top_p_B: Tensor,
-    top_k_B: Tensor,
-    min_p_B: Tensor,
-    seed_B: Tensor,
-    index_B: Tensor,
-    *,
-    num_valid_ids: int,
-    is_filtered: bool,
-) -> Tensor:
+def sample_tokens(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Tensor:
     """Choose one token per row.
 
     Args:
         logits_BV: float32, after bias and penalties; not changed. Each row is contiguous.
-        temperature_B: As in ``SamplingInputs``, like the following.
-        top_p_B: float32.
-        top_k_B: int64.
-        min_p_B: float32.
-        seed_B: int64.
-        index_B: int64.
+        inputs: How to sample each row.
         num_valid_ids: Ids from here on are never chosen.
-        is_filtered: Whether any row has top-k, top-p or min-p.
 
     Returns:
         Token ids, int64, [B]: of equal ones the lowest, ``NOT_A_TOKEN`` where a logit is no number.
     """
-    assert logits_BV.dtype == torch.float32
-    assert logits_BV.stride(1) == 1
-    num_rows, num_chunks = logits_BV.shape[0], num_tiles(num_valid_ids, _CHUNK_IDS)
-    best_BC = torch.empty(num_rows, num_chunks, dtype=torch.int64, device=logits_BV.device)
-    token_ids_B = torch.empty(num_rows, dtype=torch.int64, device=logits_BV.device)
+    assert logits_BV.dtype == torch.float32 and logits_BV.stride(1) == 1
+    num_rows, num_chunks, device = logits_BV.shape[0], num_tiles(num_valid_ids, _CHUNK_IDS), logits_BV.device
+    best_BC = torch.empty(num_rows, num_chunks, dtype=torch.int64, device=device)
+    token_ids_B = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
         return token_ids_B
     # Where no row filters, the kernel never looks at the threshold: any tensor will do.
-    filters = (temperature_B, top_p_B, top_k_B, min_p_B)
-    lowest_B = lowest_kept(logits_BV, *filters, num_valid_ids=num_valid_ids) if is_filtered else temperature_B
-    is_dependent_launch, options = is_dependent(logits_BV.device), launch_options(logits_BV.device)
+    lowest_B = inputs.temperature_B
+    if not inputs.unfiltered:
+        lowest_B = lowest_kept(logits_BV, inputs, num_valid_ids=num_valid_ids)
     _best_of_chunks[(num_rows, num_chunks)](
-        logits_BV,
-        lowest_B,
-        temperature_B,
-        seed_B,
-        index_B,
-        best_BC,
-        logits_BV.stride(0),
-        num_valid_ids,
-        num_chunks,
-        IS_FILTERED=is_filtered,
-        CHUNK=_CHUNK_IDS,
-        DEPENDENT=is_dependent_launch,
-        num_warps=4,
-        **options,
-    )
+        logits_BV, lowest_B, inputs.temperature_B, inputs.seed_B, inputs.index_B, best_BC,
+        logits_BV.stride(0), num_valid_ids, num_chunks, IS_FILTERED=not inputs.unfiltered, CHUNK=_CHUNK_IDS,
+        DEPENDENT=is_dependent(device), num_warps=4, **launch_options(device),
+    )  # fmt: skip
     _best_of_rows[(num_rows,)](
-        best_BC,
-        token_ids_B,
-        num_chunks,
-        CHUNKS=power_of_2(num_chunks),
-        DEPENDENT=is_dependent_launch,
-        num_warps=1,
-        **options,
-    )
+        best_BC, token_ids_B, num_chunks, CHUNKS=power_of_2(num_chunks),
+        DEPENDENT=is_dependent(device), num_warps=1, **launch_options(device),
+    )  # fmt: skip
     return token_ids_B
 
 
-def sample_tokens_reference(
-    logits_BV: Tensor,
-    temperature_B: Tensor,
-    top_p_B: Tensor,
-    top_k_B: Tensor,
-    min_p_B: Tensor,
-    seed_B: Tensor,
-    index_B: Tensor,
-    *,
-    num_valid_ids: int,
-    is_filtered: bool,
-) -> Tensor:
+def sample_tokens_reference(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Tensor:
     """``sample_tokens`` in plain torch."""
-    inputs = SamplingInputs(
-        temperature_B=temperature_B,
-        top_p_B=top_p_B,
-        top_k_B=top_k_B,
-        min_p_B=min_p_B,
-        seed_B=seed_B,
-        index_B=index_B,
-        unfiltered=not is_filtered,
-    )
     return sample(logits_BV, inputs, num_valid_ids=num_valid_ids).token_ids_B
 
 

@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from thinkstream_model.sampler import SamplingInputs
+
 from .float_search import LOWEST_KEY, NUM_DIGITS, largest_key, likelihood, value_of, weigh
 from .launch import is_dependent, launch_options
 from .philox import log
@@ -32,84 +34,48 @@ _GROUPS_PER_TILE = 64
 _SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 
 
-def lowest_kept(
-    logits_BV: Tensor,
-    temperature_B: Tensor,
-    top_p_B: Tensor,
-    top_k_B: Tensor,
-    min_p_B: Tensor,
-    *,
-    num_valid_ids: int,
-) -> Tensor:
+def lowest_kept(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Tensor:
     """The smallest logit divided by temperature that the row's filters keep.
 
     Args:
         logits_BV: float32; each row is contiguous.
-        temperature_B: As in ``SamplingInputs``, like the following.
-        top_p_B: float32.
-        top_k_B: int64.
-        min_p_B: float32.
+        inputs: How to sample each row.
         num_valid_ids: Ids from here on do not count.
 
     Returns:
         float32, [B]; minus infinity where the row is greedy or has no filter.
     """
-    num_rows, num_groups = logits_BV.shape[0], num_tiles(num_valid_ids, _GROUP_IDS)
-    lowest_B = torch.empty_like(temperature_B)
-    maxima_BG = torch.empty(num_rows, num_groups, dtype=torch.float32, device=logits_BV.device)
-    groups_BG = torch.empty(num_rows, num_groups, dtype=torch.int32, device=logits_BV.device)
-    filters = (temperature_B, top_p_B, top_k_B, min_p_B)
+    num_rows, num_groups, device = logits_BV.shape[0], num_tiles(num_valid_ids, _GROUP_IDS), logits_BV.device
+    lowest_B = torch.empty_like(inputs.temperature_B)
+    maxima_BG = torch.empty(num_rows, num_groups, dtype=torch.float32, device=device)
+    groups_BG = torch.empty(num_rows, num_groups, dtype=torch.int32, device=device)
+    rows = (logits_BV, inputs.temperature_B, inputs.top_p_B, inputs.top_k_B, inputs.min_p_B)
     sizes = (logits_BV.stride(0), num_valid_ids, num_groups)
-    is_dependent_launch, options = is_dependent(logits_BV.device), launch_options(logits_BV.device)
     _group_maxima[(num_rows, num_tiles(num_groups, _GROUPS_PER_PROGRAM))](
-        logits_BV,
-        *filters,
-        maxima_BG,
-        *sizes,
-        TILE=_GROUPS_PER_PROGRAM,
-        GROUP=_GROUP_IDS,
-        DEPENDENT=is_dependent_launch,
-        num_warps=4,
-        **options,
-    )
+        *rows, maxima_BG, *sizes, TILE=_GROUPS_PER_PROGRAM, GROUP=_GROUP_IDS,
+        DEPENDENT=is_dependent(device), num_warps=4, **launch_options(device),
+    )  # fmt: skip
     _lowest_of_rows[(num_rows,)](
-        logits_BV,
-        *filters,
-        maxima_BG,
-        groups_BG,
-        lowest_B,
-        *sizes,
-        GROUPS=power_of_2(num_groups),
-        TILE=_GROUPS_PER_TILE,
-        GROUP=_GROUP_IDS,
-        DEPENDENT=is_dependent_launch,
-        num_warps=16,
-        **options,
-    )
+        *rows, maxima_BG, groups_BG, lowest_B, *sizes,
+        GROUPS=power_of_2(num_groups), TILE=_GROUPS_PER_TILE, GROUP=_GROUP_IDS,
+        DEPENDENT=is_dependent(device), num_warps=16, **launch_options(device),
+    )  # fmt: skip
     return lowest_B
 
 
-def lowest_kept_reference(
-    logits_BV: Tensor,
-    temperature_B: Tensor,
-    top_p_B: Tensor,
-    top_k_B: Tensor,
-    min_p_B: Tensor,
-    *,
-    num_valid_ids: int,
-) -> Tensor:
+def lowest_kept_reference(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Tensor:
     """``lowest_kept`` in plain torch: one row after the other, in float64."""
-    lowest_B = torch.full_like(temperature_B, float("-inf"))
-    for row, temperature in enumerate(temperature_B):
+    lowest_B = torch.full_like(inputs.temperature_B, float("-inf"))
+    for row, temperature in enumerate(inputs.temperature_B):
         if temperature <= 0:
             continue
         sorted_N = (logits_BV[row, :num_valid_ids] / temperature).sort(descending=True).values
-        if top_k_B[row] > 0:
-            sorted_N = sorted_N[: top_k_B[row]]
+        if inputs.top_k_B[row] > 0:
+            sorted_N = sorted_N[: inputs.top_k_B[row]]
         likelihood_N = (sorted_N.double() - sorted_N[0].double()).nan_to_num(0.0).exp()
         before_N = likelihood_N.cumsum(0) - likelihood_N
-        in_top_p_N = (before_N < top_p_B[row] * likelihood_N.sum()) | (top_p_B[row] >= 1)
-        num_kept = (in_top_p_N & (likelihood_N >= min_p_B[row])).sum()
+        in_top_p_N = (before_N < inputs.top_p_B[row] * likelihood_N.sum()) | (inputs.top_p_B[row] >= 1)
+        num_kept = (in_top_p_N & (likelihood_N >= inputs.min_p_B[row])).sum()
         lowest_B[row] = sorted_N[num_kept - 1]
     return lowest_B
 
