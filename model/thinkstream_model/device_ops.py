@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 
 import torch
@@ -24,9 +25,17 @@ def ops_for(config: ThinkerConfig, device: torch.device, *, fast_small_batch: bo
     """
     if device.type != "cuda":
         return TorchOps(config, device)
-    try:
-        from .triton_ops import TritonOps
-    except ImportError as error:  # no Triton, or one without what the kernels take from it
-        logger.warning("%s: the GPU runs plain torch, several times slower and not exact", error)
+    if not _has_triton():
+        logger.warning("no triton that does: the GPU runs plain torch, several times slower and not exact")
         return TorchOps(config, device)
+    from .triton_ops import TritonOps
+
     return TritonOps(config, device, fast_small_batch=fast_small_batch)
+
+
+def _has_triton() -> bool:
+    """Whether Triton is there, with all that the kernels take from it."""
+    try:
+        return hasattr(importlib.import_module("triton.language.extra.cuda"), "gdc_wait")
+    except ImportError:
+        return False
