@@ -11,13 +11,17 @@ of one expert at most, S rows whose logits are wanted, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
 from .inputs import StepInputs
 from .kv_cache import KVCache
+from .parameters import ThinkerWeights
 from .sampler import Sampled, SamplingInputs
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
 
 
 class Parts(NamedTuple):
@@ -91,6 +95,16 @@ class Ops(Protocol):
     """
 
     is_capturable: bool
+
+    def whole_step(
+        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
+    ) -> Tensor | None:
+        """Compute a step by other means than one operation after the other, where there are faster ones.
+
+        Returns:
+            What ``Thinker.forward`` does; None for a step that must go the common way.
+        """
+        ...
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """Look the tokens up, [T, D]."""

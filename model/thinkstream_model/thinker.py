@@ -39,8 +39,9 @@ class Thinker:
         self.config: ThinkerConfig = config
         self.weights = weights
         self._ops = ops or ops_for(config, weights.embedding_VD.device)
+        self._exchange = exchange or LocalExchange(self._ops)
         self._router = Router(self._ops, config)
-        self._experts = Experts(self._ops, exchange or LocalExchange(self._ops))
+        self._experts = Experts(self._ops, self._exchange)
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +69,15 @@ class Thinker:
         Returns:
             Logits of ``inputs.output_rows_S``, [S, V], float32, padding rows of the vocabulary included.
         """
+        logits_SV = self._ops.whole_step(self.weights, inputs, kv, self._exchange)
+        return self._op_by_op(inputs, kv) if logits_SV is None else logits_SV
+
+    @torch.inference_mode()
+    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Sampled:
+        """Choose one token per row of the logits, as ``sampler.sample`` says, without waiting for it."""
+        return self._ops.sample(logits_SV, inputs, num_valid_ids)
+
+    def _op_by_op(self, inputs: StepInputs, kv: KVCache) -> Tensor:
         ops, layers, eps = self._ops, self.weights.layers, self.config.rms_norm_eps
         next_norms_D = [layer.input_norm_D for layer in layers[1:]] + [self.weights.norm_D]
         attention = ops.attention(inputs, kv)
@@ -81,11 +91,6 @@ class Thinker:
             addend_TD = self._mlp(number, hidden_TD, layer.mlp)
             hidden_TD, residual_TD = ops.add_rms_norm(addend_TD, residual_TD, next_norm_D, eps)
         return ops.logits(hidden_TD.index_select(0, inputs.output_rows_S), self.weights.lm_head_VD)
-
-    @torch.inference_mode()
-    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Sampled:
-        """Choose one token per row of the logits, as ``sampler.sample`` says, without waiting for it."""
-        return self._ops.sample(logits_SV, inputs, num_valid_ids)
 
     def _attend(
         self, layer: int, hidden_TD: Tensor, weights: AttentionWeights, attention: StepAttention

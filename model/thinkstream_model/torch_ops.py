@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ThinkerConfig
+from .exchange import Exchange
 from .inputs import StepInputs
 from .kv_cache import KVCache
 from .ops import Addend, ExpertLists, Routing
+from .parameters import ThinkerWeights
 from .rms_norm import rms_norm
 from .rope import rotary_table
 from .sampler import Sampled, SamplingInputs, sample
@@ -61,6 +63,12 @@ class TorchOps:
         self._rotary = rotary_table(
             config.max_position_embeddings, config.head_dim, config.rope_theta, device
         )
+
+    def whole_step(
+        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
+    ) -> Tensor | None:
+        """See ``Ops.whole_step``."""
+        return None
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """See ``Ops.embed``."""

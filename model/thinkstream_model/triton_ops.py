@@ -15,27 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ThinkerConfig
+from .exchange import Exchange, LocalExchange
 from .inputs import StepInputs
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
 from .kernels.dense import linear, linear_in_parts
 from .kernels.experts import down, gate_up
-from .kernels.experts_small import down_small, gate_up_small
+from .kernels.experts_small import MAX_ROWS as MAX_SMALL_ROWS
 from .kernels.norm import add_rms_norm, rms_norm
 from .kernels.prologue import attention_prologue
 from .kernels.router import lists_of, route
 from .kernels.sampling import sample_tokens
 from .kv_cache import KVCache
 from .ops import Addend, ExpertLists, Parts, Routing
+from .parameters import ThinkerWeights
 from .rope import Rotation, rotary_table
 from .sampler import Sampled, SamplingInputs, apply_extras, logprobs_of
+from .small_decode import small_decode
 from .swiglu import silu_and_multiply
 
 MAX_DECODE_ROWS = 4_096
 """Up to so many, the last of a row's programs merges what the others found; beyond, one more kernel does."""
-
-MAX_SMALL_ROWS = 2
-"""Up to here an expert's weights are best kept in registers while its few rows pass by (measured)."""
 
 
 class TritonOps:
@@ -61,6 +61,17 @@ class TritonOps:
         self._arrivals_X = torch.zeros(
             MAX_DECODE_ROWS * config.num_kv_heads, dtype=torch.int32, device=device
         )
+
+    def whole_step(
+        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
+    ) -> Tensor | None:
+        """See ``Ops.whole_step``. Few rows of one token each are what ``small_decode`` is for."""
+        is_decode = max(inputs.query_lens, default=0) == 1
+        if not (self._fast_small_batch and is_decode and len(inputs.query_lens) <= MAX_SMALL_ROWS):
+            return None
+        if not isinstance(exchange, LocalExchange):
+            return None
+        return small_decode(weights, inputs, kv, exchange, self._rotary, self._arrivals_X)
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """See ``Ops.embed``."""
@@ -94,8 +105,7 @@ class TritonOps:
 
     def route(self, hidden_TD: Tensor, router_ED: Tensor, top_k: int, *, renormalize: bool) -> Routing:
         """See ``Ops.route``."""
-        with_lists = not self._is_small(hidden_TD)
-        return Routing(*route(hidden_TD, router_ED, top_k, renormalize=renormalize, with_lists=with_lists))
+        return Routing(*route(hidden_TD, router_ED, top_k, renormalize=renormalize, with_lists=True))
 
     def experts(
         self,
@@ -106,9 +116,6 @@ class TritonOps:
         lists: ExpertLists | None = None,
     ) -> Tensor:
         """See ``Ops.experts``. An expert's weights are read once, and only if it has rows."""
-        if self._is_small(hidden_TD):
-            inner_PI = gate_up_small(hidden_TD, gate_up_E2ID, slots_TK)
-            return down_small(inner_PI, down_EDI, slots_TK)
         if lists is None:
             lists = lists_of(slots_TK, gate_up_E2ID.shape[0])
         top_k = slots_TK.shape[1]
@@ -130,9 +137,6 @@ class TritonOps:
         if inputs.num_logprobs == 0:
             return Sampled(token_ids_B=token_ids_S)
         return logprobs_of(token_ids_S, logits_SV[:, :num_valid_ids], inputs.num_logprobs)
-
-    def _is_small(self, hidden_TD: Tensor) -> bool:
-        return self._fast_small_batch and hidden_TD.shape[0] <= MAX_SMALL_ROWS
 
 
 class TritonAttention:

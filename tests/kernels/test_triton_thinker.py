@@ -65,7 +65,14 @@ def test_logits_equal_plain_torch(device: torch.device, fast_small_batch: bool) 
     plain = Thinker(thinker.weights, TorchOps(TINY, device, exact=True))
     texts = _texts((1, 30, 7), TINY.vocab_size)
     pages, plain_pages = Paged(thinker, 3), Paged(plain, 3)
-    for step in (list(enumerate(texts)), [(0, [5]), (1, [6]), (2, [7])], [(1, [3]), (0, [1, 2, 3])]):
+    steps: list[list[tuple[int, list[int]]]] = [
+        list(enumerate(texts)),
+        [(0, [5]), (1, [6]), (2, [7])],
+        [(2, [8]), (0, [9])],
+        [(1, [4])],
+        [(1, [3]), (0, [1, 2, 3])],
+    ]
+    for step in steps:
         for logits, expected in zip(pages.step(step), plain_pages.step(step), strict=True):
             assert expected.std() > 0.3, "flat logits would hide errors"
             assert (logits - expected).abs().max() < 2e-5

@@ -1,8 +1,8 @@
 """The experts' products for a handful of rows, without tensor cores and without lists.
 
-Weights go from memory into registers, all of a program's at once, and are multiplied there: for up to 8
-rows that is faster than ``experts``. The sums are in another order, so the bits are others than there; a
-row's own are the same in every batch that comes here.
+Weights go from memory into registers, all of a program's at once, and are multiplied there. The second
+product also weighs and sums a row's experts and adds them to the residual stream. The sums are in another
+order than those of ``experts``, so the bits are others than there.
 
 T rows, D width, E experts, K experts a row, I inner width, P = T * K pairs.
 """
@@ -20,9 +20,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .launch import is_dependent, launch_options
 from .tiles import num_tiles, power_of_2
 
-MAX_ROWS = 8
+MAX_ROWS = 2
+"""Up to so many rows that is faster than ``experts`` (measured on an H100)."""
 
 _CHUNK = 256
+_GATE_UP_BLOCK = (1, 2)
+"""Channels and warps of a program. Measured on an H100: 88 to 97% of the weights' bandwidth."""
+_DOWN_BLOCK = (16, 16)
+"""Measured on an H100: 79 to 91% of the weights' bandwidth, with all of a processor's registers full."""
 
 
 @triton.jit(do_not_specialize=("num_pairs",))
@@ -72,7 +77,9 @@ def _down_kernel(
     inner: tl.tensor,
     down: tl.tensor,
     expert_ids: tl.tensor,
-    outputs: tl.tensor,
+    weights: tl.tensor,
+    residual: tl.tensor,
+    out: tl.tensor,
     WIDTH: tl.constexpr,
     INNER: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -102,6 +109,7 @@ def _down_kernel(
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
+    total = tl.zeros((BLOCK_CHANNELS,), tl.float32)
     for k in tl.static_range(TOP_K):
         pair = row * TOP_K + k
         products = tl.zeros((BLOCK_CHANNELS, CHUNK), tl.float32)
@@ -109,8 +117,11 @@ def _down_kernel(
             offsets = chunk * CHUNK + columns
             value = tl.load(inner + pair * INNER + offsets, mask=offsets < INNER, other=0.0).to(tl.float32)
             products += tiles[k * num_chunks + chunk].to(tl.float32) * value[None, :]
-        output = tl.sum(products, 1).to(outputs.dtype.element_ty)
-        tl.store(outputs + pair * WIDTH + channels, output, mask=channels < WIDTH)
+        total += tl.load(weights + pair) * tl.sum(products, 1)
+    places = row * WIDTH + channels
+    base = tl.load(residual + places, mask=channels < WIDTH, other=0.0)
+    total = total.to(base.dtype).to(tl.float32) + base.to(tl.float32)
+    tl.store(out + places, total.to(base.dtype), mask=channels < WIDTH)
 
 
 def gate_up_small(hidden_TD: Tensor, gate_up_E2ID: Tensor, expert_ids_TK: Tensor) -> Tensor:
@@ -129,12 +140,12 @@ def gate_up_small(hidden_TD: Tensor, gate_up_E2ID: Tensor, expert_ids_TK: Tensor
     (_, twice_inner, width), num_pairs = gate_up_E2ID.shape, expert_ids_TK.numel()
     inner, top_k, device = twice_inner // 2, expert_ids_TK.shape[1], hidden_TD.device
     inner_PI = hidden_TD.new_empty(num_pairs, inner)
-    channels = 2  # measured on an H100: 86 to 96% of the weights' bandwidth
+    channels, num_warps = _GATE_UP_BLOCK
     _gate_up_kernel[(num_pairs * num_tiles(inner, channels),)](
         hidden_TD, gate_up_E2ID, expert_ids_TK, inner_PI, num_pairs, hidden_TD.stride(0),
         WIDTH=width, INNER=inner, TOP_K=top_k, ALL_PAIRS=power_of_2(MAX_ROWS * top_k),
         BLOCK_CHANNELS=channels, BLOCK_WIDTH=power_of_2(width),
-        DEPENDENT=is_dependent(device), num_warps=4, **launch_options(device),
+        DEPENDENT=is_dependent(device), num_warps=num_warps, **launch_options(device),
     )  # fmt: skip
     return inner_PI
 
@@ -146,8 +157,10 @@ def gate_up_small_reference(hidden_TD: Tensor, gate_up_E2ID: Tensor, expert_ids_
     return (torch.nn.functional.silu(gate) * up).flatten(0, 1).to(hidden_TD.dtype)
 
 
-def down_small(inner_PI: Tensor, down_EDI: Tensor, expert_ids_TK: Tensor) -> Tensor:
-    """Send each pair through the second half of its expert.
+def down_small(
+    inner_PI: Tensor, down_EDI: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, residual_TD: Tensor
+) -> Tensor:
+    """Send each pair through the second half of its expert, and add the rows' outputs to the residual stream.
 
     The experts' numbers are read before the kernel waits for the one before it: that must have been
     ``gate_up_small``, or another that did not write them.
@@ -156,29 +169,34 @@ def down_small(inner_PI: Tensor, down_EDI: Tensor, expert_ids_TK: Tensor) -> Ten
         inner_PI: What ``gate_up_small`` gave.
         down_EDI: Per expert, down.
         expert_ids_TK: Which experts.
+        weights_TK: float32, their shares in the row's output.
+        residual_TD: The stream.
 
     Returns:
-        The outputs apart, not yet weighted, [T, K, D].
+        The sum, [T, D].
     """
     assert inner_PI.is_contiguous() and down_EDI.is_contiguous() and expert_ids_TK.is_contiguous()
+    assert weights_TK.is_contiguous() and residual_TD.is_contiguous()
     (_, width, inner), (num_rows, top_k) = down_EDI.shape, expert_ids_TK.shape
     device = inner_PI.device
-    outputs_TKD = inner_PI.new_empty(num_rows, top_k, width)
+    out_TD = torch.empty_like(residual_TD)
     is_wide = inner % _CHUNK == 0 and inner_PI.dtype != torch.float32
-    # Measured on an H100: 79 to 91% of the weights' bandwidth, with all of a processor's registers full.
-    channels, num_warps = (16, 16) if is_wide else (4, 4)
+    channels, num_warps = _DOWN_BLOCK if is_wide else (4, 4)
     limit = {"maxnreg": 128} if is_wide and is_dependent(device) else {}
     _down_kernel[(num_rows, num_tiles(width, channels))](
-        inner_PI, down_EDI, expert_ids_TK, outputs_TKD,
+        inner_PI, down_EDI, expert_ids_TK, weights_TK, residual_TD, out_TD,
         WIDTH=width, INNER=inner, TOP_K=top_k, BLOCK_CHANNELS=channels,
         CHUNK=_CHUNK if inner % _CHUNK == 0 else power_of_2(inner),
         DEPENDENT=is_dependent(device), num_warps=num_warps, **limit, **launch_options(device),
     )  # fmt: skip
-    return outputs_TKD
+    return out_TD
 
 
-def down_small_reference(inner_PI: Tensor, down_EDI: Tensor, expert_ids_TK: Tensor) -> Tensor:
+def down_small_reference(
+    inner_PI: Tensor, down_EDI: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor, residual_TD: Tensor
+) -> Tensor:
     """``down_small`` in plain torch."""
     (num_rows, top_k), down_TKDI = expert_ids_TK.shape, down_EDI[expert_ids_TK.long()].float()
     outputs_TKD = torch.einsum("tkdi,tki->tkd", down_TKDI, inner_PI.view(num_rows, top_k, -1).float())
-    return outputs_TKD.to(inner_PI.dtype)
+    sum_TD = (outputs_TKD * weights_TK.unsqueeze(-1)).sum(1)
+    return sum_TD.to(residual_TD.dtype) + residual_TD
