@@ -91,13 +91,13 @@ class Cache:
         return self.keys_NSHC, self.values_NSHC, self.block_tables_BM, self.context_lens_B
 
 
-def _queries(num_tokens: int, heads: Heads, device: torch.device, dtype: torch.dtype) -> Tensor:
+def queries(num_tokens: int, heads: Heads, device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(num_tokens)
     q_THC = 1.5 * torch.randn(num_tokens, heads.num_q, heads.width, generator=generator)
     return q_THC.to(device, dtype)
 
 
-def _bounds(query_lens: Sequence[int], device: torch.device) -> Tensor:
+def bounds(query_lens: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *query_lens], device=device).cumsum(0).int()
 
 
@@ -110,7 +110,7 @@ def _prefill(
 ) -> Tensor:
     keys_NSHC, values_NSHC, block_tables_BM, context_lens_B = cache
     out_TQ = torch.full_like(q_THC, float("nan")).flatten(1)
-    bounds_B1 = _bounds(query_lens, q_THC.device)
+    bounds_B1 = bounds(query_lens, q_THC.device)
     return prefill_attention(
         q_THC, keys_NSHC, values_NSHC, block_tables_BM, bounds_B1, context_lens_B, max(query_lens), out_TQ
     )
@@ -122,7 +122,7 @@ def test_decode_equals_dense(
     device: torch.device, dtype: torch.dtype, heads: Heads, max_context: int
 ) -> None:
     cache = Cache.filled(RAGGED, heads, device, dtype)
-    q_BHC, arrivals_X = _queries(len(RAGGED), heads, device, dtype), _arrivals(len(RAGGED), heads, device)
+    q_BHC, arrivals_X = queries(len(RAGGED), heads, device, dtype), _arrivals(len(RAGGED), heads, device)
     poison = torch.full_like(q_BHC, float("nan")).flatten(1)
     out_BQ = decode_attention(
         q_BHC, *cache.all_rows, max_context=max_context, out_BQ=poison, arrivals_X=arrivals_X
@@ -142,10 +142,10 @@ def test_decode_equals_dense(
 def test_prefill_equals_dense(device: torch.device, dtype: torch.dtype, heads: Heads) -> None:
     query_lens, context_lens = zip(*CHUNKS, strict=True)
     cache = Cache.filled(context_lens, heads, device, dtype)
-    q_THC = _queries(sum(query_lens), heads, device, dtype)
+    q_THC = queries(sum(query_lens), heads, device, dtype)
     pages = (cache.keys_NSHC.double(), cache.values_NSHC.double(), cache.block_tables_BM)
     expected_TQ = prefill_attention_reference(
-        q_THC.double(), *pages, _bounds(query_lens, device), cache.context_lens_B, max(query_lens)
+        q_THC.double(), *pages, bounds(query_lens, device), cache.context_lens_B, max(query_lens)
     )
     assert_close(_prefill(q_THC, cache.all_rows, query_lens), expected_TQ.to(dtype))
 
@@ -156,7 +156,7 @@ def test_decoding_a_token_gives_the_bits_of_its_prefill(
 ) -> None:
     query_lens, context_lens = zip(*CHUNKS, strict=True)
     cache = Cache.filled(context_lens, heads, device, dtype)
-    q_THC = _queries(sum(query_lens), heads, device, dtype)
+    q_THC = queries(sum(query_lens), heads, device, dtype)
     prefilled_TQ = _prefill(q_THC, cache.all_rows, query_lens)
     tokens = [(b, n) for b, (query_len, n) in enumerate(CHUNKS) for n in range(n - query_len + 1, n + 1)]
     pages = cache.pages([sequence for sequence, _ in tokens])
@@ -165,7 +165,7 @@ def test_decoding_a_token_gives_the_bits_of_its_prefill(
     decoded_TQ = decode_attention(q_THC, *pages, context_lens_T, max_context=700, arrivals_X=arrivals_X)
     assert torch.equal(decoded_TQ, prefilled_TQ)
     single_TQ = prefill_attention(
-        q_THC, *pages, _bounds([1] * len(tokens), device), context_lens_T, max_query_len=1
+        q_THC, *pages, bounds([1] * len(tokens), device), context_lens_T, max_query_len=1
     )
     assert torch.equal(single_TQ, prefilled_TQ), "a prefill of single tokens is another"
 
@@ -173,7 +173,7 @@ def test_decoding_a_token_gives_the_bits_of_its_prefill(
 @pytest.mark.parametrize("heads", SHAPES)
 def test_row_does_not_depend_on_its_company(device: torch.device, dtype: torch.dtype, heads: Heads) -> None:
     cache = Cache.filled(RAGGED, heads, device, dtype)
-    q_BHC = _queries(len(RAGGED), heads, device, dtype)
+    q_BHC = queries(len(RAGGED), heads, device, dtype)
     together_BQ = decode_attention(q_BHC, *cache.all_rows, max_context=700)
     for row, length in enumerate(RAGGED):
         alone_1Q = decode_attention(q_BHC[row : row + 1], *cache.rows(row), max_context=length)
@@ -185,13 +185,13 @@ def test_equals_the_plain_operations(device: torch.device) -> None:
     chunks = [(n, length) for n, length in CHUNKS if n]
     query_lens, context_lens = zip(*chunks, strict=True)
     cache = Cache.filled(context_lens, heads, device, torch.float32)
-    q_THC = _queries(sum(query_lens), heads, device, torch.float32)
+    q_THC = queries(sum(query_lens), heads, device, torch.float32)
     positions = [p for n, length in chunks for p in range(length - n, length)]
     inputs = StepInputs(
         input_ids_T=torch.zeros(len(positions), dtype=torch.int64, device=device),
         positions_T=torch.tensor(positions, device=device),
         slot_mapping_T=torch.zeros(len(positions), dtype=torch.int64, device=device),
-        cu_seqlens_q_B1=_bounds(query_lens, device),
+        cu_seqlens_q_B1=bounds(query_lens, device),
         context_lens_B=cache.context_lens_B,
         block_tables_BM=cache.block_tables_BM,
         output_rows_S=torch.arange(len(positions), device=device),
@@ -216,7 +216,7 @@ def test_released_shape_is_exact_in_long_contexts(device: torch.device, num_copi
     lengths = (5000, 1, 2049, 640)
     cache = Cache.filled(lengths, RELEASED, device, torch.bfloat16)
     for row, length in enumerate(lengths):
-        q_THC = _queries(length, RELEASED, device, torch.bfloat16)
+        q_THC = queries(length, RELEASED, device, torch.bfloat16)
         prefilled_TQ = _prefill(q_THC, cache.rows(row), [length])
         wanted = sorted({1, 127, 128, 129, 256, 257, 640, 1024, 1025, 2048, length} & set(range(length + 1)))
         wanted *= num_copies

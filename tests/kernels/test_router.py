@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.kernels.support import assert_close, normal
 
+from thinkstream_model.kernels import router
 from thinkstream_model.kernels.router import lists_of, lists_of_reference, route, route_reference
 from thinkstream_model.ops import ExpertLists
 
@@ -83,9 +84,9 @@ def test_lists_of(device: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_rows_do_not_know_their_batch(device: torch.device, dtype: torch.dtype, renormalize: bool) -> None:
-    hidden_TD, router_ED = normal(700, 2048, device, dtype), normal(128, 2048, device, dtype)
+    hidden_TD, router_ED = normal(3000, 2048, device, dtype), normal(128, 2048, device, dtype)
     ids_1K, weights_1K, _ = route(hidden_TD[:1], router_ED, 8, renormalize=renormalize, with_lists=False)
-    for num_rows in (5, 33, 64, 129, 256, 700):
+    for num_rows in (5, 33, 64, 129, 256, 700, 3000):
         ids_TK, weights_TK, lists = route(
             hidden_TD[:num_rows], router_ED, 8, renormalize=renormalize, with_lists=True
         )
@@ -99,3 +100,17 @@ def test_weights_are_those_of_the_softmax(device: torch.device) -> None:
     ids_TK, weights_TK, _ = route(hidden_TD, router_ED, 8, renormalize=False, with_lists=False)
     softmax_TE = (hidden_TD @ router_ED.t()).softmax(-1)
     assert_close(weights_TK, softmax_TE.gather(1, ids_TK.long()))
+
+
+@pytest.mark.parametrize("width", [64, 250, 2048])
+def test_parts_in_turn_come_to_the_same_bits(
+    device: torch.device, dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden_TD, router_ED = normal(90, width, device, dtype), normal(12, width, device, dtype)
+    side_by_side = router.route(hidden_TD, router_ED, 4, renormalize=True, with_lists=True)
+    monkeypatch.setattr(router, "_MAX_SPLIT_ROWS", 89)
+    in_turn = router.route(hidden_TD, router_ED, 4, renormalize=True, with_lists=True)
+    assert torch.equal(in_turn[0], side_by_side[0])
+    assert torch.equal(in_turn[1], side_by_side[1])
+    assert in_turn[2] is not None and side_by_side[2] is not None
+    assert as_sets(in_turn[2]) == as_sets(side_by_side[2])

@@ -4,8 +4,6 @@ Triton compiles a kernel at its first launch, for each kind of arguments anew, w
 of that is the work of compilers that need no Python, so that every core can have its kernel.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import logging

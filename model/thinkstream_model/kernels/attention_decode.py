@@ -7,8 +7,6 @@ B sequences, H query heads, J key heads, G query heads per key head, C width of 
 N blocks, S tokens of a block, M blocks of the longest block table, R rows of a program, K keys of a tile.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

@@ -1,14 +1,12 @@
 """Attention of many tokens over the paged cache: prefill, chunks of one, and decodes beside them.
 
 A program takes the query heads of one key head for some neighbouring tokens, 128 rows of queries that
-share every key they read.
+share every key they read. Hopper has a kernel of its own for what it does best, with the same bits.
 
 T tokens, H query heads, C width of a head, Q = H * C, N blocks, S tokens of a block, B sequences,
 M blocks of the longest block table, R rows of a program, K keys of a tile.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -34,6 +32,11 @@ from .running_softmax import (
     tile_scores,
 )
 from .tiles import power_of_2
+
+try:
+    from . import attention_prefill_hopper as hopper
+except (ImportError, AttributeError):  # Gluon still changes from one Triton to the next
+    hopper = None  # type: ignore[assignment]
 
 
 @triton.jit
@@ -213,6 +216,10 @@ def prefill_attention(
     group = num_heads // kv_heads
     group_rows = power_of_2(group)
     tiles = _tiles(q_THC.dtype, group_rows, max_query_len)
+    if hopper is not None and tiles.rows >= hopper.NUM_ROWS and hopper.is_suited(q_THC, keys_NSHC):
+        return hopper.prefill_attention_hopper(
+            q_THC, keys_NSHC, values_NSHC, block_tables_BM, cu_seqlens_q_B1, context_lens_B, out_TQ
+        )
     grid = (q_THC.shape[0] // (tiles.rows // group_rows) + num_sequences, kv_heads)
     _prefill_kernel[grid](
         q_THC, keys_NSHC, values_NSHC, block_tables_BM, cu_seqlens_q_B1, context_lens_B, out_TQ,

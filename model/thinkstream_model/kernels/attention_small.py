@@ -9,8 +9,6 @@ B sequences, Q width of queries, keys and values together, H query heads, J key 
 head, C width of a head, N blocks, S tokens of a block, R rows of a program, K keys of a split.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton

@@ -7,8 +7,6 @@ registers hold, in an order that keeps both operands in the L2 cache.
 T rows, D depth, O outputs, P parts.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

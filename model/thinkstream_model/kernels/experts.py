@@ -8,8 +8,6 @@ pairs, so that nothing has to be sorted back.
 T rows, D width, E experts, K experts a row, I inner width, P = T * K pairs, L pairs of one expert at most.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

@@ -7,8 +7,6 @@ order than those of ``experts``, so the bits are others than there.
 T rows, D width, E experts, K experts a row, I inner width, P = T * K pairs.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

@@ -9,8 +9,6 @@ The scale is another: the row's largest logit and the inverse of its temperature
 I ids of a group, M groups in a tile.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import triton

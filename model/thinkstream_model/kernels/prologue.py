@@ -7,8 +7,6 @@ T tokens, Q width of queries, keys and values together, H heads, C width of a he
 N blocks, S tokens of a block.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

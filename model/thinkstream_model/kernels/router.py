@@ -1,15 +1,14 @@
 """Which experts each row goes to, and which rows each expert gets.
 
-Two launches. The logits are products of few outputs and great depth, so the depth is cut into parts, each
-a program's. Then one program a row adds the parts up in order and picks. No sort and no prefix sum gives
-the experts their lists: a pair takes the next free place of its expert's. The order of a list is left to
-chance, and no result depends on it.
+Two launches. The logits are products of few outputs and great depth, so the depth is cut into parts. Few
+rows are too few programs for the device, so each part is a program's; of many rows a program goes through
+all of them. Then one program a row adds up, in order, what parts it is left, and picks: both ways come to
+the same bits. No sort and no prefix sum gives the experts their lists: a pair takes the next free place of
+its expert's. The order of a list is left to chance, and no result depends on it.
 
 T rows, D width, E experts, K experts a row, L pairs of one expert at most, P parts.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch
@@ -24,6 +23,9 @@ from .launch import dot_precision, is_dependent, launch_options
 from .tiles import Tile, dot_rows, fitted, num_tiles, power_of_2
 
 _NUM_PARTS = 8
+_MAX_SPLIT_ROWS = 1_024
+"""Up to so many rows each part is a program's; the bits are the same."""
+
 _LOWEST_KEY = tl.constexpr(-(2**63))
 
 
@@ -37,6 +39,7 @@ def _logits_kernel(
     hidden_stride: tl.tensor,
     DEPTH: tl.constexpr,
     PART: tl.constexpr,
+    PARTS_EACH: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     ALL_EXPERTS: tl.constexpr,
     BLOCK_EXPERTS: tl.constexpr,
@@ -48,21 +51,33 @@ def _logits_kernel(
     WITH_LISTS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ) -> None:
-    """One tile of one part of the logits, [P, T, E]; the first program also sets the counts to zero."""
+    """One tile of the logits, [P, T, E], over PARTS_EACH parts of the depth, each summed by itself.
+
+    The first program also sets the counts to zero.
+    """
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
-    part = tl.program_id(1)
+    first = tl.program_id(1) * PARTS_EACH
     experts = tl.program_id(0) * BLOCK_EXPERTS + tl.arange(0, BLOCK_EXPERTS)
     rows = tl.program_id(2) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    if WITH_LISTS and tl.program_id(0) + part + tl.program_id(2) == 0:
+    if WITH_LISTS and tl.program_id(0) + first + tl.program_id(2) == 0:
         every = tl.arange(0, ALL_EXPERTS)
         tl.store(counts + every, tl.zeros((ALL_EXPERTS,), tl.int32), mask=every < NUM_EXPERTS)
-    router_rows = router + tl.minimum(experts, NUM_EXPERTS - 1) * DEPTH + part * PART
-    hidden_rows = hidden + tl.minimum(rows, num_rows - 1).to(tl.int64) * hidden_stride + part * PART
-    total = dot_rows(router_rows, hidden_rows, tl.minimum(PART, DEPTH - part * PART),
-                     BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_K, EVEN_K, PRECISION, STAGES)  # fmt: skip
-    places = parts + (part * num_rows + rows[None, :]) * NUM_EXPERTS + experts[:, None]
+    router_rows = router + tl.minimum(experts, NUM_EXPERTS - 1) * DEPTH
+    hidden_rows = hidden + tl.minimum(rows, num_rows - 1).to(tl.int64) * hidden_stride
+    if PARTS_EACH == 1:
+        depth = tl.minimum(PART, DEPTH - first * PART)
+        total = dot_rows(router_rows + first * PART, hidden_rows + first * PART, depth,
+                         BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_K, EVEN_K, PRECISION, STAGES)  # fmt: skip
+    else:
+        total = tl.zeros((BLOCK_EXPERTS, BLOCK_ROWS), tl.float32)
+        for part in range(first, first + PARTS_EACH):
+            # Not known to the compiler: it would make a part of one step an addition to the sum so far.
+            depth = tl.minimum(PART, DEPTH - part * PART)
+            total += dot_rows(router_rows + part * PART, hidden_rows + part * PART, depth,
+                              BLOCK_EXPERTS, BLOCK_ROWS, BLOCK_K, EVEN_K, PRECISION, STAGES)  # fmt: skip
+    places = parts + (tl.program_id(1) * num_rows + rows[None, :]) * NUM_EXPERTS + experts[:, None]
     tl.store(places, total, mask=(experts < NUM_EXPERTS)[:, None] & (rows < num_rows)[None, :])
 
 
@@ -185,14 +200,16 @@ def route(
     if with_lists:
         pairs_EL = hidden_TD.new_empty(num_experts, num_rows, dtype=torch.int32)
         lists = ExpertLists(hidden_TD.new_empty(num_experts, dtype=torch.int32), pairs_EL)
-    parts_PTE = hidden_TD.new_empty(_NUM_PARTS, num_rows, num_experts, dtype=torch.float32)
+    num_parts = _NUM_PARTS if num_rows <= _MAX_SPLIT_ROWS else 1
+    parts_PTE = hidden_TD.new_empty(num_parts, num_rows, num_experts, dtype=torch.float32)
     part = num_tiles(depth, 16 * _NUM_PARTS) * 16
     tile = fitted(_tile(num_rows), hidden_TD.dtype)
-    grid = (num_tiles(num_experts, tile.channels), _NUM_PARTS, num_tiles(num_rows, tile.rows))
+    grid = (num_tiles(num_experts, tile.channels), num_parts, num_tiles(num_rows, tile.rows))
     all_experts, device = power_of_2(num_experts), hidden_TD.device
     _logits_kernel[grid](
         hidden_TD, router_ED, parts_PTE, lists and lists.counts_E, num_rows, hidden_TD.stride(0),
-        DEPTH=depth, PART=part, NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts,
+        DEPTH=depth, PART=part, PARTS_EACH=_NUM_PARTS // num_parts,
+        NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts,
         BLOCK_EXPERTS=tile.channels, BLOCK_ROWS=tile.rows, BLOCK_K=tile.depth,
         EVEN_K=part % tile.depth == 0 and part * _NUM_PARTS == depth,
         PRECISION=dot_precision(hidden_TD.dtype), STAGES=tile.num_stages, WITH_LISTS=with_lists,
@@ -201,7 +218,7 @@ def route(
     _pick_kernel[(num_rows,)](
         parts_PTE, expert_ids_TK, weights_TK, lists and lists.counts_E, lists and lists.pairs_EL,
         num_rows, num_rows,
-        NUM_PARTS=_NUM_PARTS, NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts, TOP_K=top_k,
+        NUM_PARTS=num_parts, NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts, TOP_K=top_k,
         RENORMALIZE=renormalize, WITH_LISTS=with_lists,
         DEPENDENT=is_dependent(device), num_warps=1, **launch_options(device),
     )  # fmt: skip

@@ -6,8 +6,6 @@ depth of a logit in registers.
 T rows, D width, E experts, K experts a row.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false
 from __future__ import annotations
 
 import torch

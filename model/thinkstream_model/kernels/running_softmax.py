@@ -16,8 +16,6 @@ What is summed so far goes by three names together: ``top_R``, the largest score
 R rows (a query head of a token), K keys of a tile, C width of a head, X equal columns.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math

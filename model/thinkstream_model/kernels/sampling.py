@@ -6,8 +6,6 @@ a pure function of seed, index and id (``philox.py``), and the rest a maximum: n
 B rows, V vocabulary, C chunks of it, N ids of a chunk.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

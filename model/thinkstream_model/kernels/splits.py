@@ -7,8 +7,6 @@ B sequences, H query heads, J key heads, G query heads per key head, C width of 
 R rows of a program, X results that wait.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from typing import NamedTuple

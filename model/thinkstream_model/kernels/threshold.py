@@ -11,8 +11,6 @@ Sums run over a row's groups in the order of ids, in one program: nothing of the
 B rows, V vocabulary, G groups of it, I ids of a group, M groups in a tile.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import torch

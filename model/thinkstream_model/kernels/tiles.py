@@ -6,7 +6,6 @@ after the other, whatever lies beside it, so all cuts give the same bits. Only t
 otherwise for one batch than for another.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
 from typing import NamedTuple

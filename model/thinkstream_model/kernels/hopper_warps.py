@@ -1,0 +1,294 @@
+"""What the warps of ``attention_prefill_hopper`` do: one fetches, two groups of four multiply.
+
+They share three places for a tile's keys and three for its values. A place has a barrier that says when
+its tile is there (full), and one that says when both groups are done with it (empty).
+
+R rows of a group, C width of a head, K keys of a tile, X equal columns.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+block_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+"""As Triton 3.7 calls it, or 3.6: all threads of a group wait for each other."""
+
+NUM_GROUPS = gl.constexpr(2)
+ROWS = gl.constexpr(64)
+"""Of a group: what the tensor cores of its four warps take at once."""
+TILE_KEYS = gl.constexpr(128)
+"""Half a split, as in ``running_softmax``."""
+NUM_STAGES = gl.constexpr(3)
+"""Places for a tile: as many as fit into the shared memory beside the queries."""
+SUM_COLUMNS = gl.constexpr(8)
+"""All are equal, so that these give the bits of the more that ``running_softmax`` has."""
+COLUMNS = gl.constexpr(64)
+"""Of a page: what one swizzled row of shared memory holds."""
+
+KEYS_FULL = gl.constexpr(0)
+KEYS_EMPTY = gl.constexpr(NUM_STAGES.value)
+VALUES_FULL = gl.constexpr(2 * NUM_STAGES.value)
+VALUES_EMPTY = gl.constexpr(3 * NUM_STAGES.value)
+"""The first of the places' barriers of each kind."""
+
+
+@gluon.jit
+def _fetch_tile(
+    cache: gl.tensor,
+    pages: gl.tensor,
+    full: gl.tensor,
+    stage: gl.tensor,
+    table: gl.tensor,
+    first_page: gl.tensor,
+    num_pages: gl.tensor,
+    no_row: gl.tensor,
+    column: gl.tensor,
+    WIDTH: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+) -> None:
+    """Have a tile of keys or of values fetched, block by block; blocks behind the last one come as zeros."""
+    PAGES: gl.constexpr = TILE_KEYS // BLOCK_SIZE
+    mbarrier.expect(full, TILE_KEYS * WIDTH * 2)
+    for page in gl.static_range(PAGES):
+        is_page = first_page + page < num_pages
+        row = gl.load(table + first_page + page, mask=is_page, other=0) * BLOCK_SIZE
+        row = gl.where(is_page, row, no_row)
+        for part in gl.static_range(WIDTH // COLUMNS):
+            place = (stage * (WIDTH // COLUMNS) + part) * PAGES + page
+            tma.async_copy_global_to_shared(cache, [row, column + part * COLUMNS], full, pages.index(place))
+
+
+@gluon.jit
+def fetch(
+    keys: gl.tensor,
+    values: gl.tensor,
+    key_pages: gl.tensor,
+    value_pages: gl.tensor,
+    barriers: gl.tensor,
+    end_tile: gl.tensor,
+    table: gl.tensor,
+    num_pages: gl.tensor,
+    no_row: gl.tensor,
+    column: gl.tensor,
+    WIDTH: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+) -> None:
+    """One warp's work: each tile into its place, as soon as both groups have left it."""
+    for tile in range(end_tile):
+        stage, phase = tile % NUM_STAGES, (tile // NUM_STAGES & 1) ^ 1
+        first_page = tile * (TILE_KEYS // BLOCK_SIZE)
+        mbarrier.wait(barriers.index(KEYS_EMPTY + stage), phase)
+        _fetch_tile(keys, key_pages, barriers.index(KEYS_FULL + stage), stage,
+                    table, first_page, num_pages, no_row, column, WIDTH, BLOCK_SIZE)  # fmt: skip
+        mbarrier.wait(barriers.index(VALUES_EMPTY + stage), phase)
+        _fetch_tile(values, value_pages, barriers.index(VALUES_FULL + stage), stage,
+                    table, first_page, num_pages, no_row, column, WIDTH, BLOCK_SIZE)  # fmt: skip
+
+
+@gluon.jit
+def _finite(top_R: gl.tensor) -> gl.tensor:
+    return gl.where(top_R == float("-inf"), 0.0, top_R)
+
+
+@gluon.jit
+def _merge(
+    top_R: gl.tensor,
+    sum_R: gl.tensor,
+    out_RC: gl.tensor,
+    split_top_R: gl.tensor,
+    split_sum_RX: gl.tensor,
+    split_out_RC: gl.tensor,
+) -> tuple[gl.tensor, gl.tensor, gl.tensor]:
+    """``running_softmax.merge`` of ``summed``."""
+    split_sum_R = gl.convert_layout(gl.max(split_sum_RX, 1), top_R.type.layout)
+    new_top_R = gl.maximum(top_R, split_top_R)
+    shift_R = _finite(new_top_R)
+    keep_R, share_R = gl.exp2(top_R - shift_R), gl.exp2(split_top_R - shift_R)
+    sum_R = gl.fma(split_sum_R, share_R, sum_R * keep_R)
+    out_RC = gl.fma(split_out_RC, gl.expand_dims(share_R, 1), out_RC * gl.expand_dims(keep_R, 1))
+    return new_top_R, sum_R, out_RC
+
+
+@gluon.jit
+def _weights(scores_RK: gl.tensor, shift_R: gl.tensor, scale: gl.tensor) -> gl.tensor:
+    return gl.exp2(gl.fma(scores_RK, scale, -gl.expand_dims(shift_R, 1))).to(gl.bfloat16)
+
+
+@gluon.jit
+def _scaled(
+    sum_RX: gl.tensor, out_RC: gl.tensor, keep_R: gl.tensor, sum_layout: gl.constexpr
+) -> tuple[gl.tensor, gl.tensor]:
+    """What a split has summed so far, brought to its new top."""
+    keep_sum_R = gl.convert_layout(keep_R, gl.SliceLayout(1, sum_layout))
+    return sum_RX * gl.expand_dims(keep_sum_R, 1), out_RC * gl.expand_dims(keep_R, 1)
+
+
+@gluon.jit
+def _add_values(
+    weights_RK: gl.tensor,
+    value_tile: gl.tensor,
+    ones_KX: gl.tensor,
+    sum_RX: gl.tensor,
+    out_RC: gl.tensor,
+    use_acc: gl.constexpr,
+    sum_layout: gl.constexpr,
+    out_layout: gl.constexpr,
+) -> tuple[gl.tensor, gl.tensor]:
+    """Add a tile's weights and weighted values; without ``use_acc`` nothing stood there."""
+    for_sum = gl.convert_layout(weights_RK, gl.DotOperandLayout(0, sum_layout, 2))
+    for_out = gl.convert_layout(weights_RK, gl.DotOperandLayout(0, out_layout, 2))
+    sum_RX = warpgroup_mma(for_sum, ones_KX, sum_RX, use_acc=use_acc, is_async=True)
+    out_RC = warpgroup_mma(for_out, value_tile, out_RC, use_acc=use_acc, is_async=True)
+    sum_RX, out_RC = warpgroup_mma_wait(0, deps=[sum_RX, out_RC])
+    return sum_RX, out_RC
+
+
+@gluon.jit
+def _clear_behind(
+    value_pages: gl.tensor,
+    stage: gl.tensor,
+    num_keys: gl.tensor,
+    WIDTH: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+) -> None:
+    """Zero what stands behind a tile's last key in its block: it may be anything, and zero times it too."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    PAGES: gl.constexpr = TILE_KEYS // BLOCK_SIZE
+    row = gl.arange(0, BLOCK_SIZE, layout=gl.SliceLayout(1, layout))
+    is_value = gl.expand_dims(row < num_keys % BLOCK_SIZE, 1)
+    for part in gl.static_range(WIDTH // COLUMNS):
+        page = value_pages.index((stage * (WIDTH // COLUMNS) + part) * PAGES + num_keys // BLOCK_SIZE)
+        value = page.load(layout)
+        page.store(gl.where(is_value, value, gl.full_like(value, 0.0)))
+    fence_async_shared()
+    block_barrier()
+
+
+@gluon.jit
+def attend(
+    group: gl.constexpr,
+    q_groups: gl.tensor,
+    key_pages: gl.tensor,
+    value_pages: gl.tensor,
+    ones_KX: gl.tensor,
+    barriers: gl.tensor,
+    out: gl.tensor,
+    whole_tiles: gl.tensor,
+    end_tile: gl.tensor,
+    start: gl.tensor,
+    first: gl.tensor,
+    query_len: gl.tensor,
+    context_len: gl.tensor,
+    head: gl.tensor,
+    scale: gl.tensor,
+    KV_HEADS: gl.constexpr,
+    HEADS_EACH: gl.constexpr,
+    HEAD_ROWS: gl.constexpr,
+    WIDTH: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+) -> None:
+    """A group of warps' work: its rows of queries through all tiles."""
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_KEYS, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SUM_COLUMNS, 16])
+    row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+    page_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    q_RC = q_groups.index(group)
+    key_tiles = key_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
+    value_tiles = value_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
+    row_R = gl.arange(0, ROWS, layout=row_layout)
+    token_R, member_R = first + group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS
+    result_top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
+    result_sum_R = gl.full([ROWS], 0.0, gl.float32, layout=row_layout)
+    result_out_RC = gl.full([ROWS, WIDTH], 0.0, gl.float32, layout=out_layout)
+    top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
+    sum_RX = gl.full([ROWS, SUM_COLUMNS], 0.0, gl.float32, layout=sum_layout)
+    out_RC = gl.full([ROWS, WIDTH], 0.0, gl.float32, layout=out_layout)
+    no_scores_RK = gl.full([ROWS, TILE_KEYS], 0.0, gl.float32, layout=score_layout)
+
+    # Whole splits, all of whose keys every row sees; their first tile begins anew.
+    whole_splits = whole_tiles // 2
+    for split in range(whole_splits):
+        for half in gl.static_range(2):
+            tile = split * 2 + half
+            stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
+            mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
+            scores_RK = warpgroup_mma(q_RC, key_tiles.index(stage).permute((1, 0)), no_scores_RK,
+                                      use_acc=False, is_async=True)  # fmt: skip
+            if half == 0:  # while the scores are worked out
+                result_top_R, result_sum_R, result_out_RC = _merge(
+                    result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC
+                )
+            scores_RK = warpgroup_mma_wait(0, deps=[scores_RK])
+            block_barrier()
+            mbarrier.arrive(barriers.index(KEYS_EMPTY + stage), count=1)
+            mbarrier.arrive(
+                barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
+            )
+            new_top_R = gl.max(scores_RK, 1) * scale
+            if half == 1:
+                new_top_R = gl.maximum(top_R, new_top_R)
+                sum_RX, out_RC = _scaled(sum_RX, out_RC, gl.exp2(top_R - new_top_R), sum_layout)
+            weights_RK = _weights(scores_RK, new_top_R, scale)
+            top_R = new_top_R
+            mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
+            sum_RX, out_RC = _add_values(
+                weights_RK,
+                value_tiles.index(stage),
+                ones_KX,
+                sum_RX,
+                out_RC,
+                half > 0,
+                sum_layout,
+                out_layout,
+            )
+
+    # What is left, three tiles at most.
+    position_R = context_len - query_len + token_R
+    for tile in range(whole_splits * 2, end_tile):
+        stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
+        mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
+        scores_RK = warpgroup_mma(q_RC, key_tiles.index(stage).permute((1, 0)), no_scores_RK,
+                                  use_acc=False, is_async=True)  # fmt: skip
+        scores_RK = warpgroup_mma_wait(0, deps=[scores_RK])
+        block_barrier()
+        mbarrier.arrive(barriers.index(KEYS_EMPTY + stage), count=1)
+        mbarrier.arrive(
+            barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
+        )
+        if tile % 2 == 0:
+            result_top_R, result_sum_R, result_out_RC = _merge(
+                result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC
+            )
+            top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
+        key_K = tile * TILE_KEYS + gl.arange(0, TILE_KEYS, layout=gl.SliceLayout(0, score_layout))
+        is_seen_RK = gl.expand_dims(key_K, 0) <= gl.expand_dims(position_R, 1)
+        scores_RK = gl.where(is_seen_RK, scores_RK, float("-inf"))
+        new_top_R = gl.maximum(top_R, gl.max(scores_RK, 1) * scale)
+        shift_R = _finite(new_top_R)
+        weights_RK = _weights(scores_RK, shift_R, scale)
+        sum_RX, out_RC = _scaled(sum_RX, out_RC, gl.exp2(top_R - shift_R), sum_layout)
+        top_R = new_top_R
+        mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
+        num_keys = context_len - tile * TILE_KEYS
+        if (num_keys < TILE_KEYS) & (num_keys % BLOCK_SIZE != 0):
+            _clear_behind(value_pages, stage, num_keys, WIDTH, BLOCK_SIZE)
+        sum_RX, out_RC = _add_values(
+            weights_RK, value_tiles.index(stage), ones_KX, sum_RX, out_RC, True, sum_layout, out_layout
+        )
+
+    _, result_sum_R, result_out_RC = _merge(result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC)
+    mean_RC = result_out_RC / gl.expand_dims(gl.where(result_sum_R == 0.0, 1.0, result_sum_R), 1)
+    is_row_R = (token_R < query_len) & (member_R < HEADS_EACH)
+    q_head_R = (start + token_R).to(gl.int64) * (KV_HEADS * HEADS_EACH) + head * HEADS_EACH + member_R
+    column_C = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, out_layout))
+    offset_RC = gl.expand_dims(q_head_R * WIDTH, 1) + gl.expand_dims(column_C, 0)
+    gl.store(out + offset_RC, mean_RC.to(gl.bfloat16), mask=gl.expand_dims(is_row_R, 1))
