@@ -35,7 +35,7 @@ def prefilled(steps: Sequence[tuple[int, int]], heads: Heads, device: torch.devi
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("heads", [RELEASED, Heads(8, 2, 64, block_size=8), Heads(6, 2, 128, block_size=32)])
+@pytest.mark.parametrize("heads", [RELEASED, Heads(8, 2, 128, block_size=8), Heads(6, 2, 128, block_size=32)])
 def test_has_the_bits_of_the_kernel_for_every_device(
     steps: Sequence[tuple[int, int]], heads: Heads, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,10 +163,10 @@ def _prefill_kernel(
 
 
 def is_suited(q_THC: Tensor, keys_NSHC: Tensor) -> bool:
-    """Whether the kernel does these: bfloat16 on Hopper, heads of 64 or 128, blocks that make a tile."""
+    """Whether the kernel does these: bfloat16 on Hopper, heads of 128, blocks that make a tile."""
     (num_heads, width), (block_size, kv_heads) = q_THC.shape[1:], keys_NSHC.shape[1:3]
-    is_shape = width in (64, 128) and 8 <= block_size <= 128 and 128 % block_size == 0
-    is_shape &= power_of_2(num_heads // kv_heads) <= 64
+    is_shape = width == 128 and block_size in (8, 16, 32, 64, 128)
+    is_shape &= power_of_2(num_heads // kv_heads) <= ROWS.value
     is_kind = q_THC.dtype == keys_NSHC.dtype == torch.bfloat16
     return is_shape and is_kind and _is_hopper(q_THC.device)
 
