@@ -19,6 +19,7 @@ from .exchange import Exchange, LocalExchange
 from .inputs import StepInputs
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
+from .kernels.attention_small import is_suited
 from .kernels.dense import linear, linear_in_parts
 from .kernels.experts import down, gate_up
 from .kernels.experts_small import MAX_ROWS as MAX_SMALL_ROWS
@@ -67,7 +68,8 @@ class TritonOps:
     ) -> Tensor | None:
         """See ``Ops.whole_step``. Few rows of one token each are what ``small_decode`` is for."""
         is_decode = max(inputs.query_lens, default=0) == 1
-        if not (self._fast_small_batch and is_decode and len(inputs.query_lens) <= MAX_SMALL_ROWS):
+        is_small = is_decode and len(inputs.query_lens) <= MAX_SMALL_ROWS
+        if not (self._fast_small_batch and is_small and is_suited(kv.keys_NSHC[0])):
             return None
         if not isinstance(exchange, LocalExchange):
             return None

@@ -11,7 +11,7 @@ from tests.kernels.test_attention import SHAPES, Cache, Heads
 from torch import Tensor
 
 from thinkstream_model.inputs import StepInputs
-from thinkstream_model.kernels.attention_small import attend_small, attend_small_reference
+from thinkstream_model.kernels.attention_small import attend_small, attend_small_reference, is_suited
 from thinkstream_model.rope import Rotation, rotary_table
 
 EPS = 1e-6
@@ -75,6 +75,8 @@ def test_equals_plain_torch(
 ) -> None:
     step = Step(lengths, heads, device, dtype, max_context=max_context)
     prepared, expected = step.prepared(dtype), step.prepared(torch.float64)
+    if device.type == "cuda" and not is_suited(prepared[5]):
+        pytest.skip("does not fit into shared memory")
     arrivals_X = torch.zeros(len(lengths) * heads.num_kv, dtype=torch.int32, device=device)
     out_BQ = attend_small(*prepared, arrivals_X=arrivals_X)
     assert_close(out_BQ, attend_small_reference(*expected).to(dtype))

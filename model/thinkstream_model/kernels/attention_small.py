@@ -27,6 +27,7 @@ from .splits import Partials, settle
 from .tiles import power_of_2
 
 _ROWS = 16  # the fewest that a dot takes
+_MAX_HEAD_BYTES = 256
 _NUM_WARPS = 8
 
 
@@ -159,6 +160,11 @@ def _attend_small_kernel(
             (partial_out, partial_top, partial_sum, arrivals), max_splits,
             ROWS, GROUP, WIDTH, MERGED_BY_LAST,
         )  # fmt: skip
+
+
+def is_suited(keys_NSHC: Tensor) -> bool:
+    """Whether keys and values of a split fit into shared memory beside each other: 16-bit heads of 128 do."""
+    return keys_NSHC.shape[3] * keys_NSHC.element_size() <= _MAX_HEAD_BYTES
 
 
 def attend_small(
