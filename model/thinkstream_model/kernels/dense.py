@@ -59,8 +59,8 @@ def _dense_kernel(
     tile_left, tile_right = _place(num_left, num_right, BLOCK_LEFT, BLOCK_RIGHT, GROUP)
     lefts = tile_left * BLOCK_LEFT + tl.arange(0, BLOCK_LEFT)
     rights = tile_right * BLOCK_RIGHT + tl.arange(0, BLOCK_RIGHT)
-    # Behind the last row the first ones are read again, which needs no mask in the loop. Not the last one
-    # again and again: all programs would wait for the same few bytes (at 160 rows that doubles the time).
+    # Behind the last row the first ones are read again, which needs no mask in the loop; and not the last
+    # one again and again, so that programs do not all ask for the same few bytes.
     left_rows = left + (lefts % num_left).to(tl.int64) * left_stride
     right_rows = right + (rights % num_right).to(tl.int64) * right_stride
     first = tl.program_id(1) * PARTS_EACH
