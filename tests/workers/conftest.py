@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,28 @@ from thinkstream_client.protocol.wire import Entry, RawEntry, Terminal
 from thinkstream_client.records import Finish, JobRef, Request, SamplingParams, SessionId
 from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
+from thinkstream_workers.replica import Replica
+
+Start = Callable[..., Replica]
+
+_LEASE_MS = 2_000
+_SHAPE = {
+    "vocab_size": 272,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "decoder_sparse_step": 1,
+    "norm_topk_prob": True,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+}
 
 
 @dataclass(frozen=True)
@@ -134,3 +157,28 @@ def service(redis_url: str) -> Iterator[Service]:
     service = Service(redis_url)
     yield service
     service.connection.close()
+
+
+@pytest.fixture(scope="module")
+def model_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random Thinker."""
+    file = tmp_path_factory.mktemp("tiny") / "config.json"
+    file.write_text(json.dumps(_SHAPE))
+    return f"random:{file}"
+
+
+@pytest.fixture
+def start(service: Service, model_name: str) -> Iterator[Start]:
+    """Starts replicas of it."""
+    replicas: list[Replica] = []
+
+    def start(name: str = "r", **settings: int) -> Replica:
+        config = service.config(name, model=model_name, lease_ms=_LEASE_MS, **settings)
+        replica = Replica(config, on_death=lambda error: None)
+        replica.start()
+        replicas.append(replica)
+        return replica
+
+    yield start
+    for replica in replicas:
+        replica.stop()

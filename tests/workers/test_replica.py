@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,52 +36,10 @@ if TYPE_CHECKING:
     Start = Callable[..., Replica]
     WaitUntil = Callable[..., None]
 
-SHAPE = {
-    "vocab_size": 272,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 64,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "decoder_sparse_step": 1,
-    "norm_topk_prob": True,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
-}
-LEASE_MS = 2_000
-
-
-@pytest.fixture(scope="module")
-def model_name(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("tiny") / "config.json"
-    file.write_text(json.dumps(SHAPE))
-    return f"random:{file}"
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def start(service: Service, model_name: str) -> Iterator[Start]:
-    replicas: list[Replica] = []
-
-    def start(name: str = "r", **settings: int) -> Replica:
-        config = service.config(name, model=model_name, lease_ms=LEASE_MS, **settings)
-        replica = Replica(config, on_death=lambda error: None)
-        replica.start()
-        replicas.append(replica)
-        return replica
-
-    yield start
-    for replica in replicas:
-        replica.stop()
 
 
 def run(service: Service, replica: Replica, refs: list[JobRef]) -> list[Result]:
@@ -333,12 +291,13 @@ def test_a_suspect_is_named_before_it_is_stepped(
 
 
 def test_a_namespace_serves_one_model_and_no_weights_of_another_are_read(
-    service: Service, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service, start: Start, model_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
     monkeypatch.setattr(Checkpoint, "load_weights", None)
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({**SHAPE, "num_hidden_layers": 1}))
+    shape = json.loads(Path(model_name.removeprefix("random:")).read_text())
+    file.write_text(json.dumps({**shape, "num_hidden_layers": 1}))
     config = service.config("other", model=f"random:{file}")
     with pytest.raises(ConfigError, match=f"namespace ts serves random:.*, not random:{file}: .*--namespace"):
         Replica(config, on_death=lambda error: None)
@@ -347,17 +306,3 @@ def test_a_namespace_serves_one_model_and_no_weights_of_another_are_read(
 def _is_known(service: Service, replica: Replica) -> bool:
     known = service.connection.run(functions.sessions(service.keys, 0))
     return any(session.session == replica.session for session in known)
-
-
-def test_all_replicas_of_a_namespace_serve_one_context(service: Service, start: Start) -> None:
-    start("first", max_context=256)
-    roomy = start("roomy")
-    with pytest.raises(
-        ConfigError, match=r"context of 256 tokens, this replica one of 128: .*--max-context 256"
-    ):
-        start("small", kv_memory_bytes=128 * 256)
-    with pytest.raises(ConfigError, match="context of 256 tokens, this replica one of 512"):
-        start("greedy", max_context=512)
-    request = Request(token_ids=(1,) * 250, sampling=SamplingParams(ignore_eos=True))
-    (result,) = run(service, roomy, [service.submit_request("long", request)])
-    assert len(result.ids) == 6

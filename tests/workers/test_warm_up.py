@@ -107,6 +107,18 @@ def test_a_rehearsal_stays_within_the_context() -> None:
     assert longest == 100
 
 
+@pytest.mark.parametrize("max_context", [2, 3, 4, 5])
+def test_the_shortest_context_has_room_for_every_prompt(max_context: int) -> None:
+    engine = HandEngine(max_context=max_context)
+    engine.outbox = Outbox(max_outputs=1_000)
+    warm_up = engine.warm_up()
+    warm_up.run()
+    warm_up.rehearse(2, 2_048)
+    warm_up.size_step(5_000, num_seqs=2, usual_tokens=512)
+    lengths = {len(order.prompt_ids) for orders in engine.batches for order in orders}
+    assert lengths <= {*range(1, max_context)}
+
+
 def test_a_first_step_that_fails_is_told() -> None:
     engine = HandEngine(error=JobFailure(code="StepFailed", message="no such kernel"))
     with pytest.raises(ServiceUnavailable, match="first step failed: no such kernel"):
@@ -114,7 +126,8 @@ def test_a_first_step_that_fails_is_told() -> None:
 
 
 def test_an_engine_that_died_is_not_waited_for() -> None:
-    warm_up = WarmUp(cast("Engine", None), Inbox(), Outbox(), is_stopping=lambda: True)
+    engine = cast("Engine", HandEngine())
+    warm_up = WarmUp(engine, Inbox(), Outbox(), is_stopping=lambda: True)
     with pytest.raises(ServiceUnavailable, match="failed at its first step"):
         warm_up.run()
 

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from thinkstream_client.errors import (
@@ -112,6 +112,10 @@ class Intake:
         self._arrivals: queue.SimpleQueue[tuple[JobKey, Claimed | None]] = queue.SimpleQueue()
         self._notes: dict[JobRef, str] = {}  # of jobs taken up, sent when nothing waits: none waits for them
         self._stopping = threading.Event()
+
+    def limit_context(self, num_tokens: int) -> None:
+        """Has jobs keep within a shorter context; before ``run`` only, for jobs must end alike."""
+        self._limits = replace(self._limits, max_context=num_tokens)
 
     def adopt(self, claim: JobKey, claimed: Claimed | None = None) -> None:
         """Takes up a job, once, however often it is called. Any thread may call.

@@ -98,9 +98,17 @@ class Replica:
         """Warms up, and makes the session known.
 
         Raises:
+            ConfigError: The namespace was given a context meanwhile that is not for this replica.
             ServiceUnavailable: Redis cannot be reached, or the engine fails at its first step.
         """
         self._run_thread("engine", self._engine.run)
+        self._warm_up()
+        self._intake.limit_context(self._claimed_context(self._engine.max_context))
+        self._session.open()
+        self._run_thread("intake", self._intake.run)
+        self._run_thread("publisher", self._publisher.run)
+
+    def _warm_up(self) -> None:
         warm_up = WarmUp(self._engine, self._inbox, self._outbox, is_stopping=self._stopping.is_set)
         warm_up.run()
         limits = self._config.engine
@@ -112,9 +120,6 @@ class Replica:
                 num_seqs=limits.slots,
                 usual_tokens=limits.step_tokens,
             )
-        self._session.open()
-        self._run_thread("intake", self._intake.run)
-        self._run_thread("publisher", self._publisher.run)
 
     def assign(self, jobs: Sequence[Claimed]) -> None:
         """Takes up jobs that were claimed for this session; those it has already change nothing."""
@@ -158,20 +163,34 @@ class Replica:
             outbox=self._outbox,
             announce=self._announce,
             on_turn=self._pulse.stamp,
-            agree_context=self._agree_context,
+            agree_context=self._agreed_context,
         )
 
-    def _agree_context(self, room: int) -> int:
-        """Takes the namespace's context, which its first replica set: a job must end alike on all of them.
+    def _agreed_context(self, room: int) -> int:
+        """The namespace's context; all that there is room for where it has none yet.
 
         Raises:
             ConfigError: There is less room here, or more was asked for.
         """
-        keys, asked = self._config.redis.keys, self._config.max_context
-        agreed = self._connection.run(functions.context_claim(keys, room))
+        agreed = self._connection.run(functions.context_get(self._config.redis.keys))
+        return room if agreed is None else self._checked_context(agreed, room)
+
+    def _claimed_context(self, room: int) -> int:
+        """The namespace's context, set by its first replica that works: a job must end alike on all of them.
+
+        Another replica, started at the same time, may have set it since ours was looked up.
+
+        Raises:
+            ConfigError: There is less room here, or more was asked for.
+        """
+        agreed = self._connection.run(functions.context_claim(self._config.redis.keys, room))
+        return self._checked_context(agreed, room)
+
+    def _checked_context(self, agreed: int, room: int) -> int:
+        asked = self._config.max_context
         if room < agreed or (asked is not None and asked != agreed):
             raise ConfigError(
-                f"namespace {keys.namespace} serves a context of {agreed} tokens, "
+                f"namespace {self._config.namespace} serves a context of {agreed} tokens, "
                 f"this replica one of {room}: start it with --max-context {agreed} and the memory for it, "
                 "or in a namespace of its own with --namespace NAME"
             )

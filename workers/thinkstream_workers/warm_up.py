@@ -110,9 +110,9 @@ class WarmUp:
         Raises:
             ServiceUnavailable: The engine fails.
         """
-        num_tokens = max(2, min(_NUM_PROBE_TOKENS, usual_tokens, self._engine.max_context - 1))
+        num_tokens = min(_NUM_PROBE_TOKENS, usual_tokens, self._engine.max_context - 1)
         began_s = self._clock()
-        self._do([(0, 1) * (num_tokens // 2)], _ONE_TOKEN)
+        self._do([(0, 1) * (num_tokens // 2) + (0,) * (num_tokens % 2)], _ONE_TOKEN)
         step_s = self._clock() - began_s
         affordable = affordable_tokens(num_tokens, step_s, lease_ms)
         if affordable >= usual_tokens:
@@ -129,13 +129,14 @@ class WarmUp:
 
     def _prompt(self, num_tokens: int) -> tuple[int, ...]:
         """So many tokens, or as many as there is room for; it begins as no other, so that it is computed."""
-        num_tokens = min(num_tokens, self._engine.max_context - _FILTERED.max_tokens)
+        num_tokens = min(num_tokens, max(1, self._engine.max_context - _FILTERED.max_tokens))
         return (next(self._first_ids),) * num_tokens
 
     def _do(self, prompts: Sequence[tuple[int, ...]], sampling: ResolvedSampling = _FILTERED) -> None:
-        """Has the engine answer prompts that it finds together."""
+        """Has the engine answer prompts that it finds together, cut where they leave no room for a token."""
+        longest = self._engine.max_context - 1
         self._inbox.put_all(
-            Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids, sampling=sampling)
+            Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids[:longest], sampling=sampling)
             for number, prompt_ids in enumerate(prompts)
         )
         ends: list[SequenceEnd] = []

@@ -37,7 +37,17 @@ from .status_calls import (
     sessions,
     tenants,
 )
-from .upkeep_calls import Meta, Swept, context_claim, meta_claim, meta_get, reap, sweep, tenant_set
+from .upkeep_calls import (
+    Meta,
+    Swept,
+    context_claim,
+    context_get,
+    meta_claim,
+    meta_get,
+    reap,
+    sweep,
+    tenant_set,
+)
 
 __all__ = [
     "Backlog",
@@ -66,6 +76,7 @@ __all__ = [
     "claim",
     "confirm",
     "context_claim",
+    "context_get",
     "dead_drop",
     "dead_letter",
     "dead_letters",

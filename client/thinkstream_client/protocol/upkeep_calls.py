@@ -147,6 +147,19 @@ def meta_claim(
     return Call(function_call("meta", keys.meta, *pairs), parse, refused=_refused(keys))
 
 
+def context_get(keys: Keys) -> Call[int | None]:
+    """Reads the tokens of prompt and result that a job of the namespace may have; None before any claim.
+
+    The call raises:
+        ConfigError: What holds is no number, or others wrote over it.
+    """
+
+    def parse(reply: Any) -> int | None:
+        return None if reply is None else _context(keys, reply.decode(errors="replace"))
+
+    return Call(("HGET", keys.meta, "max_context"), parse, refused=_refused(keys))
+
+
 def context_claim(keys: Keys, max_context: int) -> Call[int]:
     """Sets the tokens of prompt and result that a job of the namespace may have, once; returns what holds.
 
@@ -157,12 +170,15 @@ def context_claim(keys: Keys, max_context: int) -> Call[int]:
     """
 
     def parse(reply: Any) -> int:
-        found = _meta_fields(reply)["max_context"]
-        if not re.fullmatch("[1-9][0-9]{0,8}", found):
-            raise ConfigError(f"namespace {keys.namespace} has no number as its max_context: {found[:80]!r}")
-        return int(found)
+        return _context(keys, _meta_fields(reply)["max_context"])
 
     return Call(function_call("meta", keys.meta, "max_context", max_context), parse, refused=_refused(keys))
+
+
+def _context(keys: Keys, found: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", found):
+        raise ConfigError(f"namespace {keys.namespace} has no number as its max_context: {found[:80]!r}")
+    return int(found)
 
 
 def _refused(keys: Keys) -> Callable[[ThinkstreamError], ThinkstreamError]:

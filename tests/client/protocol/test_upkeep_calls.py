@@ -38,14 +38,22 @@ def test_whoever_brings_another_model_is_told_both_names_and_what_to_do(queue: Q
         queue.run(functions.meta_claim(KEYS, model_digest="m3", tokenizer_digest="t", model="x"))
 
 
+def test_the_context_is_whoever_s_claims_it_first(queue: Queue) -> None:
+    assert queue.run(functions.context_get(KEYS)) is None
+    assert queue.run(functions.context_claim(KEYS, 256)) == 256
+    assert queue.run(functions.context_claim(KEYS, 512)) == 256
+    assert queue.run(functions.context_get(KEYS)) == 256
+
+
 CALLS: list[Call[object]] = [
     functions.meta_get(KEYS),
     functions.meta_claim(KEYS, model_digest="m2", tokenizer_digest="t", model="x"),
+    functions.context_get(KEYS),
     functions.context_claim(KEYS, 1024),
 ]
 
 
-@pytest.mark.parametrize("call", CALLS, ids=["get", "claim", "context"])
+@pytest.mark.parametrize("call", CALLS, ids=["get", "claim", "context_get", "context"])
 def test_a_namespace_whose_meta_is_no_hash_is_nobodys(queue: Queue, call: Call[object]) -> None:
     """What it was set up for cannot be told: neither is it served as it is, nor taken by whoever comes."""
     queue.raw.set(KEYS.meta, "text")
@@ -69,6 +77,8 @@ def test_a_meta_whose_numbers_are_none(any_redis_url: str, queue: Queue, value: 
     queue.raw.hset(KEYS.meta, mapping=fields)
     with pytest.raises(ConfigError, match="max_context"):
         queue.run(functions.context_claim(KEYS, 1024))
+    with pytest.raises(ConfigError, match="max_context"):
+        queue.run(functions.context_get(KEYS))
     settings = RedisSettings(any_redis_url)
     connection = Connection(settings)
     with pytest.raises(ConfigError, match="partitions"):
