@@ -60,22 +60,16 @@ _SESSIONS = (
     Mutation(
         check="a session's lease is a length of time",
         function="sweep",
-        remove="whole(v[3], 1, DAY_MS) and type(num_owned) == 'number'",
-        put="type(num_owned) == 'number'",
+        remove="type(num_owned) == 'number' and whole(v[3], 1, DAY_MS) or nil",
+        put="type(num_owned) == 'number' and tonumber(v[3]) or nil",
         test=_BROKEN.format("{'lease_ms': '86400001'}"),
     ),
     Mutation(
         check="what a session owns is a hash",
         function="sweep",
-        remove="whole(v[3], 1, DAY_MS) and type(num_owned) == 'number'",
-        put="whole(v[3], 1, DAY_MS)",
+        remove="type(num_owned) == 'number' and whole(v[3], 1, DAY_MS) or nil",
+        put="whole(v[3], 1, DAY_MS) or nil",
         test=_BROKEN.format("own"),
-    ),
-    Mutation(
-        check="a lease ends within a day",
-        function="sweep",
-        remove="\n    and tonumber(lease) <= now + DAY_MS",
-        test=_BROKEN.format("lease"),
     ),
     Mutation(
         check="a mark is one",

@@ -36,9 +36,9 @@ CLIENT_CHECKS = (
     Mutation(
         check="a job's numbers can be counted with",
         function="load_job",
-        remove="number >= low and number <= (high or 1e13) and number % 1 == 0",
+        remove="number >= low and number <= (high or 1e13)",
         put="true",
-        test="test_a_hash_that_cannot_be_a_jobs[valkey-cost-nan]",
+        test="test_a_hash_that_cannot_be_a_jobs[valkey-cost-99999999999999]",
     ),
     Mutation(
         check="a job's entry is an id",
@@ -53,6 +53,13 @@ CLIENT_CHECKS = (
         remove="if not is_sound(argv, cost) then",
         put="if false then",
         test="test_a_submission_that_can_be_no_job[valkey-priority]",
+    ),
+    Mutation(
+        check="the queue takes an entry",
+        function="submit",
+        remove="append(P .. 'in:' .. priority",
+        put="send('XADD', P .. 'in:' .. priority",
+        test="test_a_queue_that_takes_no_more_refuses_nobody[valkey]",
     ),
     Mutation(
         check="tenant, id and tags are names",

@@ -71,6 +71,34 @@ _PARTS = (
 
 _WHOLE = (
     Mutation(
+        check="a number is written as we write it",
+        function="dead_retry, submit, ...",
+        remove="text and (text == '0' or string.match(text, '^%-?[1-9]%d*$')) and tonumber(text)",
+        put="tonumber(text)",
+        test=_FORGED.format("priority-0x1"),
+    ),
+    Mutation(
+        check="a number has no zeros before it",
+        function="dead_retry, submit, ...",
+        remove="'^%-?[1-9]%d*$'",
+        put="'^%-?%d+$'",
+        test=_FORGED.format("priority-00"),
+    ),
+    Mutation(
+        check="the claims of a dead job are a number",
+        function="dead_retry",
+        remove="whole(known[3], 0) or 0",
+        put="known[3] or 0",
+        test="test_a_dead_jobs_numbers_are_kept_only_as_such[valkey-1e1]",
+    ),
+    Mutation(
+        check="what a dead job was charged is a number",
+        function="dead_retry",
+        remove="whole(known[4], 0) or 0",
+        put="known[4] or 0",
+        test="test_a_dead_jobs_numbers_are_kept_only_as_such[valkey-1e1]",
+    ),
+    Mutation(
         check="the letter is there",
         function="dead_retry",
         remove="  if not letter then\n    return { 'MISSING' }\n  end\n  if not is_job",

@@ -51,16 +51,14 @@ def num_counted(partition: Partition, tenant: str = "a") -> tuple[int, int, int]
         *({"slots": value} for value in ("abc", "nan", "inf", "-1", "1.5")),
         *({"lease_ms": value} for value in ("abc", "nan", "inf", "0", str(DAY_MS + 1))),
         *({"nonce": None}, {}),
-        *("own", "session", "lease"),
+        *("own", "session"),
     ],
     ids=str,
 )
 def test_a_broken_session_is_reaped(partition: Partition, fields: dict[str, str | None] | str) -> None:
     session, claimed = partition.job()
     key = KEYS.session(0, session)
-    if fields == "lease":
-        partition.raw.zadd(KEYS.leases(0), {str(session): 9e15})
-    elif isinstance(fields, str):
+    if isinstance(fields, str):
         name = KEYS.prefix(0) + f"{fields}:{session}"
         partition.raw.delete(name)
         partition.raw.set(name, "text")

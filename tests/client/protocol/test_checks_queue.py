@@ -9,7 +9,7 @@ import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step
 
 from thinkstream_client.errors import Fenced, InvalidRequest, JobNotFound, RecordInvalid
-from thinkstream_client.protocol import functions
+from thinkstream_client.protocol import functions, wire
 from thinkstream_client.records import (
     JobRef,
     JobStatus,
@@ -133,6 +133,17 @@ def test_a_queue_whose_name_is_no_tenants(partition: Partition) -> None:
     assert partition.raw.zcard(KEYS.ready(0, 1)) == 0
 
 
+def test_a_queue_that_takes_no_more_refuses_nobody(partition: Partition) -> None:
+    """What stood in it is found by the walk over the keys."""
+    first = partition.submit("first")
+    queue = KEYS.queue(0, 1, "a")
+    partition.raw.xadd(queue, {"x": "y"}, id=wire.SEAL_ID)
+    second = partition.submit("second")
+    assert partition.raw.xlen(f"{queue}:broken") == 2
+    partition.run(functions.sweep(KEYS, 0))
+    assert {one.ref for one in partition.claim(partition.hello())} == {first, second}
+
+
 def test_a_hash_of_another_type_is_written_off(partition: Partition) -> None:
     ref = partition.submit("j")
     partition.raw.delete(KEYS.job(ref))
@@ -198,6 +209,9 @@ def test_a_letter_that_is_not_there(partition: Partition) -> None:
         ("grain", "1e999"),
         ("cost", "nan"),
         ("cost", "inf"),
+        ("cost", "99999999999999"),
+        ("cost", "1e0"),
+        ("cost", " 1 "),
         ("mk", "-1"),
         ("priority", "3"),
         ("submitted", "nan"),

@@ -121,9 +121,10 @@ def test_a_job_that_lives_is_not_retried(partition: Partition) -> None:
 
 
 FORGED = {
-    "grain": ["x", "0", "nan", "1025", ""],
-    **{field: ["x", "nan", "-1", "1e999", ""] for field in ("cost", "priority", "ttl")},
-    "prompt_cost": ["x", "-1"],
+    "grain": ["x", "0", "nan", "1025", "", "0x2", "2e0", "02"],
+    **{field: ["x", "nan", "-1", "1e999", "", "0x1", "1e0", " 1 ", "01"] for field in ("cost", "ttl")},
+    "priority": ["x", "nan", "-1", "1e999", "", "0.0", "0x1", "00", "-0"],
+    "prompt_cost": ["x", "-1", "1e0"],
     "tags": ["a:*", "\xff"],
     "tenant": ["", "a:b"],
     "job": ["", "a b"],
@@ -171,6 +172,13 @@ def test_a_dead_job_whose_numbers_are_none_begins_anew(partition: Partition, fie
     partition.run(functions.dead_retry(KEYS, partition.letter))
     (one,) = partition.run(functions.claim(KEYS, 0, SESSION, 1))
     assert (one.ref, one.n) == (REF, 0 if field == "mk" else 4)
+
+
+@pytest.mark.parametrize("value", ["1e1", "0x1", " 1 ", "01"])
+def test_a_dead_jobs_numbers_are_kept_only_as_such(partition: Partition, value: str) -> None:
+    partition.raw.hset(KEYS.job(REF), mapping={"claims": value, "charged": value})
+    partition.run(functions.dead_retry(KEYS, partition.letter))
+    assert partition.raw.hmget(KEYS.job(REF), "claims", "charged") == [b"0", b"0"]
 
 
 def test_a_dead_job_whose_markers_cannot_be_counted_begins_anew(partition: Partition) -> None:

@@ -81,7 +81,7 @@ end
 
 -- Looks at the batches that were looked at longest ago.
 local function check_batches(P, now)
-  for _, name in ipairs(send('ZRANGE', P .. 'batches', 0, MAX_BATCHES - 1)) do
+  for _, name in ipairs(least_recent(P .. 'batches', now, MAX_BATCHES)) do
     if split(name) then
       send('ZADD', P .. 'batches', now, name)
       check_batch(P, name, now)

@@ -70,7 +70,7 @@ local function submit(keys, argv)
   local tags = table.concat(argv, ':', 11)
   -- A stream without a hash is of a former life; its length would be taken for tokens of this one.
   redis.call('DEL', key, P .. 'out:' .. member)
-  local entry = send('XADD', P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', cost)
+  local entry = append(P .. 'in:' .. priority .. ':' .. tenant, '*', 'job', id, 'cost', cost)
   send('HSET', key, 'status', 'queued', 'digest', digest, 'payload', payload, 'grain', argv[5],
     'cost', cost, 'prompt_cost', prompt_cost, 'entry', entry, 'mk', 0, 'attempts', 0, 'claims', 0, 'suspect', '0',
     'priority', priority, 'submitted', now, 'ttl', argv[9], 'bytes', #payload, 'tags', tags)

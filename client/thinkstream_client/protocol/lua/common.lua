@@ -45,14 +45,23 @@ local function is_name(text)
   return #text <= 128 and string.match(text, '^[%w._-]+$') ~= nil
 end
 
--- The whole number from low to high that a text stands for, nil for any other text. Without a high it is one
--- that Lua and the commands of Redis hold exactly.
+-- The whole number from low to high that a text stands for, nil for any other text: written as we write it, for
+-- it may become part of a key. Lua would take "0x1", "1e0" and " 1 " as well. Without a high it is one that Lua
+-- and the commands of Redis hold exactly.
 local function whole(text, low, high)
-  local number = tonumber(text)
-  if number and number >= low and number <= (high or 1e13) and number % 1 == 0 then
+  local number = text and (text == '0' or string.match(text, '^%-?[1-9]%d*$')) and tonumber(text)
+  if number and number >= low and number <= (high or 1e13) then
     return number
   end
   return nil
+end
+
+-- The members of a sorted set that were looked at longest ago, by the times that they carry. A time that is yet
+-- to come is of a clock that has gone back since, and comes first: behind those of the new time it would wait
+-- for as long as the clock jumped.
+local function least_recent(key, now, limit)
+  local ahead = send('ZRANGE', key, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, limit)
+  return #ahead > 0 and ahead or send('ZRANGE', key, 0, limit - 1)
 end
 
 -- Whether a text is the id that a queue gave to an entry: Redis refuses every call with one beyond its range.

@@ -75,9 +75,9 @@ local function dead_retry(keys, argv)
   local mk = unseal(P, P .. 'out:' .. member, tonumber(known[2]) or 0, tonumber(letter.grain))
   redis.call('DEL', key)
   send('HSET', key, 'digest', letter.digest, 'payload', letter.payload, 'grain', letter.grain,
-    'cost', letter.cost, 'prompt_cost', letter.prompt_cost or '', 'mk', mk, 'claims', known[3] or 0,
+    'cost', letter.cost, 'prompt_cost', letter.prompt_cost or '', 'mk', mk, 'claims', whole(known[3], 0) or 0,
     'priority', letter.priority, 'submitted', now, 'ttl', letter.ttl, 'bytes', #letter.payload, 'tags', tags,
-    'charged', known[4] or 0)
+    'charged', whole(known[4], 0) or 0)
   send('ZREM', P .. 'ended', member .. ':' .. tags)
   index_job(P, letter.tenant, letter.job, tags, now)
   requeue(P, { tenant = letter.tenant, id = letter.job, member = member, priority = letter.priority,

@@ -61,22 +61,26 @@ local function reap(keys, argv)
   return requeued
 end
 
--- Whether a session is one that could be given jobs, renew its lease and lose it.
-local function is_whole(P, session, lease, now)
+-- The lease length of a session that could be given jobs, renew its lease and lose it; nil for any other.
+local function lease_of(P, session)
   local v = redis.pcall('HMGET', P .. 'session:' .. session, 'nonce', 'slots', 'lease_ms')
   local num_owned = redis.pcall('HLEN', P .. 'own:' .. session)
-  return v[1] and whole(v[2], 0) and whole(v[3], 1, DAY_MS) and type(num_owned) == 'number'
-    and tonumber(lease) <= now + DAY_MS
+  return v[1] and whole(v[2], 0) and type(num_owned) == 'number' and whole(v[3], 1, DAY_MS) or nil
 end
 
--- Reaps sessions that are none: nothing that such a one owns would ever end. A page of them at a time.
+-- Reaps sessions that are none: nothing that such a one owns would ever end. Of the others it shortens a lease
+-- that ends later than one renewed now, as all do when the server's clock has gone back: who lives renews it in
+-- time, and who is dead is not taken for alive until the clock is there again. A page of them at a time.
 local function check_sessions(P, now)
   local page = send('ZSCAN', P .. 'leases', cursor(P .. 'wfq:0', 'leases'), 'COUNT', MAX_LEASES)
   local requeued = 0
   for i = 1, #page[2], 2 do
-    local session, lease = page[2][i], page[2][i + 1]
-    if not is_whole(P, session, lease, now) then
+    local session, lease = page[2][i], tonumber(page[2][i + 1])
+    local lease_ms = lease_of(P, session)
+    if not lease_ms then
       requeued = requeued + reap_session(P, session, now, 'broken')
+    elseif lease > now + lease_ms then
+      send('ZADD', P .. 'leases', now + lease_ms, session)
     end
   end
   send('HSET', P .. 'wfq:0', 'leases', page[1])
@@ -140,7 +144,7 @@ end
 -- Looks at the running jobs that were looked at longest ago: each must have a living owner that knows it.
 local function repair(P, now, done)
   local running = P .. 'running'
-  for _, member in ipairs(send('ZRANGE', running, 0, MAX_CHECKED - 1)) do
+  for _, member in ipairs(least_recent(running, now, MAX_CHECKED)) do
     local job, problem = load_job(P, member)
     if problem == 'broken' then
       condemn(P, member, now, 'running')
