@@ -16,6 +16,7 @@ from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ModelError
 from thinkstream_workers import host_memory
 from thinkstream_workers.config import ReplicaConfig
+from thinkstream_workers.engine_config import MAX_KV_BYTES, EngineConfig
 
 from .cluster_address import check_address
 from .config import MAX_WAIT_S, SchedulerConfig
@@ -25,7 +26,9 @@ from .resources import num_cores
 _DEMO = "demo"
 _DEMO_FOLDER = Path(str(resources.files("thinkstream_model") / "demo"))
 _RANDOM = re.compile(r"random:(?P<config>.+?)(?P<seed>,seed=\d{1,18})?")
-_DTYPES = ("float32", "bfloat16", "float16")
+_HUB_NAME = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")
+_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one number of each."""
 _ANY_SERVER = "redis://127.0.0.1"
 
 
@@ -81,11 +84,11 @@ class UpArguments:
             raise ConfigError(f"dtype: got {self.dtype!r}, allowed: {', '.join(_DTYPES)}")
         if self.ray_address is not None:
             check_address(self.ray_address)
+        model, config = _found_model(self.model)
+        self._check_memory(config)
         # Which server it will be changes nothing of what is checked.
         self.service_options(self.redis_settings(self.redis_url or _ANY_SERVER), "")
         self._check_drain()
-        self._check_memory()
-        model, config = _found_model(self.model)
         trained = config.max_position_embeddings
         if self.max_context is not None and self.max_context > trained:
             raise ConfigError(f"max_context: got {self.max_context}, allowed: up to the model's {trained}")
@@ -143,16 +146,40 @@ class UpArguments:
                 f"drain_timeout_s: got {self.drain_timeout_s}, allowed: a number in [0, {MAX_WAIT_S:g}]"
             )
 
-    def _check_memory(self) -> None:
-        total = host_memory.total_bytes() if self._is_on_our_cores else None
-        if total is None or self.kv_memory_bytes is None:
+    def _check_memory(self, config: ThinkerConfig) -> None:
+        given = self.kv_memory_bytes
+        if given is None:
             return
-        allowed = total // max(1, self.num_replicas)
-        if self.kv_memory_bytes > allowed:
+        least = kv_block_bytes(config, self._dtype_bytes)
+        if given < least:
             raise ConfigError(
-                f"kv_memory_bytes: got {self.kv_memory_bytes}, allowed: up to {allowed}, a replica's share "
-                "of this machine's memory"
+                f"--kv-memory: got {given} bytes, allowed: at least {least}, the keys and values of "
+                f"{EngineConfig().block_size} tokens; sizes have units, as in 8GiB"
             )
+        total = host_memory.total_bytes() if self._is_on_our_cores else None
+        allowed = MAX_KV_BYTES if total is None else total // max(1, self.num_replicas)
+        if given > allowed:
+            raise ConfigError(
+                f"--kv-memory: got {given} bytes, allowed: up to {allowed}"
+                + (", a replica's share of this machine's memory" if total is not None else "")
+            )
+
+    @property
+    def _dtype_bytes(self) -> int:
+        """Bytes of a number of the model; the fewest that they may be where the checkpoint decides."""
+        if self.dtype is None:
+            return 4 if self.device == "cpu" else 2
+        return _DTYPES[self.dtype]
+
+
+def kv_block_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
+    """What the keys and values of one block take over all layers, told without torch.
+
+    Args:
+        config: The model's shape.
+        dtype_bytes: Bytes of one number.
+    """
+    return 2 * config.num_layers * EngineConfig().block_size * config.kv_size * dtype_bytes
 
 
 def replica_threads(num_replicas: int) -> int:
@@ -169,7 +196,8 @@ def _found_model(model: str) -> tuple[str, ThinkerConfig]:
     random = _RANDOM.fullmatch(model)
     path = _DEMO_FOLDER if model == _DEMO else Path(random["config"] if random else model)
     if not (path.exists() if random else path.is_dir()):
-        raise ConfigError(f"model {model}: no such {'file' if random else 'folder'}")
+        hint = "; a hub's name is not fetched: download it first" if _HUB_NAME.fullmatch(model) else ""
+        raise ConfigError(f"model {model}: no such {'file' if random else 'folder'}{hint}")
     try:
         config = ThinkerConfig.from_json(path)
     except ModelError as error:

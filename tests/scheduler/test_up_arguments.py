@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from thinkstream_client.errors import ConfigError, InvalidRequest
 from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.kv_cache import KVCache
 from thinkstream_scheduler.up_arguments import UpArguments, replica_threads
 from thinkstream_workers import host_memory
+from thinkstream_workers.engine_config import EngineConfig
 
 DEMO = Checkpoint.resolve("demo").folder
 
@@ -36,12 +39,10 @@ def folder(tmp_path: Path) -> Path:
         ("step_tokens", 8),
         ("ray_address", "nowhere"),
         ("max_context", 1),
-        ("kv_memory_bytes", 0),
         ("lease_ms", 5),
         ("slots", 4_097),
         ("step_tokens", 1 << 30),
         ("max_context", 1 << 23),
-        ("kv_memory_bytes", 1 << 43),
         ("lease_ms", 86_400_001),
         ("drain_timeout_s", 1e5),
         ("num_replicas", 2_000),
@@ -59,10 +60,33 @@ def test_replicas_on_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     assert UpArguments(kv_memory_bytes=4 << 30, num_replicas=2).checked()
     assert UpArguments(kv_memory_bytes=9 << 30, ray_address="elsewhere:6379").checked()
     assert UpArguments(kv_memory_bytes=9 << 30, device="cuda").checked()
-    with pytest.raises(ConfigError, match=r"kv_memory_bytes: got 5368709120, allowed: up to 4294967296, "):
+    with pytest.raises(ConfigError, match=r"--kv-memory: got 5368709120 bytes, allowed: up to 4294967296, "):
         UpArguments(kv_memory_bytes=5 << 30, num_replicas=2).checked()
     monkeypatch.setattr(host_memory, "total_bytes", lambda: None)
     assert UpArguments(kv_memory_bytes=9 << 30).checked()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "used"),
+    [
+        ("cpu", None, torch.float32),
+        ("cpu", "bfloat16", torch.bfloat16),
+        ("cuda", None, torch.bfloat16),
+        ("cuda", "float32", torch.float32),
+    ],
+)
+def test_memory_is_for_one_block_at_least(device: str, dtype: str | None, used: torch.dtype) -> None:
+    config = ThinkerConfig.from_json(DEMO)
+    least = KVCache.bytes_per_block(config, EngineConfig().block_size, used)
+    assert UpArguments(kv_memory_bytes=least, device=device, dtype=dtype).checked()
+    message = rf"^--kv-memory: got {least - 1} bytes, allowed: at least {least}, .* as in 8GiB$"
+    with pytest.raises(ConfigError, match=message):
+        UpArguments(kv_memory_bytes=least - 1, device=device, dtype=dtype).checked()
+
+
+def test_memory_that_no_machine_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--kv-memory: got \d+ bytes, allowed: up to 17592186044416$"):
+        UpArguments(kv_memory_bytes=1 << 45, device="cuda").checked()
 
 
 def test_a_context_beyond_the_model_s_is_refused(folder: Path) -> None:
@@ -114,6 +138,13 @@ def test_a_folder_without_weights_is_no_model(folder: Path) -> None:
 def test_a_model_that_is_not_there(model: str) -> None:
     with pytest.raises(ConfigError, match="no such"):
         UpArguments(model=model).checked()
+
+
+def test_a_hub_s_name_is_told_to_be_downloaded() -> None:
+    with pytest.raises(ConfigError, match=r"no such folder; a hub's name is not fetched: download it first$"):
+        UpArguments(model="Qwen/Qwen3-Omni-30B-A3B-Instruct").checked()
+    with pytest.raises(ConfigError, match=r"no such folder$"):
+        UpArguments(model="./nowhere").checked()
 
 
 def test_replicas_share_the_machine() -> None:
