@@ -58,7 +58,7 @@ def test_bad_lines_and_failed_jobs_leave_the_others_alone(client: Client, worker
     lines = ['{"id": "a", "prompt": "Hello"}', "oops", '{"id": "с/b", "prompt": "too long"}']
     found = {one.custom_id: one for one in client.batch(read_lines(lines)).results()}
     assert found["a"].result is not None
-    assert isinstance(found["line-2"].error, InvalidRequest) and found["line-2"].job_id == ""
+    assert isinstance(found["#line-2"].error, InvalidRequest) and found["#line-2"].job_id == ""
     assert isinstance(found["с/b"].error, PromptTooLong) and found["с/b"].job_id
 
 

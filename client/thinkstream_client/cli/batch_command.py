@@ -57,7 +57,11 @@ def batch(
     """Runs a file of jobs. Run it again after an interruption: only what OUT lacks is submitted.
 
     Lines are OpenAI's (`custom_id, method, url, body`) or short (`id, prompt | messages, ...`); results are
-    OpenAI's. A line that cannot be taken gets a result line with its error. Ends with 3 where a job failed.
+    OpenAI's. `messages` go through the model's chat template, as what `submit` asks does; `prompt` is raw
+    text to go on from. Ends with 3 where OUT holds an error.
+
+    A line that cannot be taken gets a result line with its error, and is tried again by the next run. Other
+    lines are known by their ids alone: an edited prompt under an old id keeps its old answer.
 
     Example: `thinkstream batch questions.jsonl -o answers.jsonl`
     """
@@ -70,20 +74,27 @@ def batch(
         run = BatchRun(start, lines)
         with ResultFile(target) as out:
             items = _missing(lines, out)
+            out.forget_refusals({item.custom_id for item in items})
             if items and not has_replica:
                 print_note("no replica is alive: the jobs wait in the queue")
             _write_results(run, items, out, is_shown=not as_json)
     if as_json:
         counts = {"done": run.num_done, "failed": run.num_failed, "tokens": run.num_tokens}
-        print_json({**counts, "already_there": len(out.answered), "elapsed_s": round(run.elapsed_s, 3)})
+        there = {"already_there": len(out.answered), "already_failed": len(out.failed)}
+        print_json({**counts, **there, "elapsed_s": round(run.elapsed_s, 3)})
     elif items:
-        print_note(_summary(run))
-    if run.num_failed:
+        _print_summary(run, target)
+    if run.num_failed or out.failed:
         raise typer.Exit(3)
 
 
-def _summary(run: BatchRun) -> str:
-    return (
+def _print_summary(run: BatchRun, target: Path) -> None:
+    for result in run.first_failures:
+        where, told = f"line {result.item.number}", str(result.error)
+        print_note(told if told.startswith(where) else f"{where}: {told}")
+    if run.num_failed > len(run.first_failures):
+        print_note(f"the rest in {target}")
+    print_note(
         f"{run.num_done} done, {run.num_failed} failed, {run.num_tokens} tokens in"
         f" {duration(run.elapsed_s * 1000)} ({run.tokens_per_s:.0f} tokens/s)"
     )
@@ -92,7 +103,10 @@ def _summary(run: BatchRun) -> str:
 def _missing(lines: Sequence[str], out: ResultFile) -> list[BatchItem]:
     items = [item for item in read_lines(lines) if item.custom_id not in out.answered]
     if out.answered:
-        print_note(f"{len(out.answered)} results are there already, {len(items)} are missing")
+        errors = f" ({len(out.failed)} of them errors)" if out.failed else ""
+        again = sum(item.custom_id in out.refused for item in items)
+        told = f", {again} of them refused before" if again else ""
+        print_note(f"{len(out.answered)} results are there already{errors}, {len(items)} are missing{told}")
     return items
 
 

@@ -12,6 +12,8 @@ from thinkstream_client.core.compose import BatchItem
 from thinkstream_client.core.results import BatchResult
 from thinkstream_client.errors import ResultExpired
 
+_SHOWN_FAILURES = 3
+
 
 class Start(Protocol):
     """Makes a batch of items under an id."""
@@ -33,6 +35,7 @@ class BatchRun:
     Attributes:
         num_done: Items that brought a result.
         num_failed: Items that brought an error.
+        first_failures: The first few of them.
     """
 
     def __init__(self, start: Start, lines: Sequence[str]) -> None:
@@ -42,6 +45,7 @@ class BatchRun:
         self._job: BatchJob | None = None
         self._former_tokens = 0
         self.num_done = self.num_failed = 0
+        self.first_failures: list[BatchResult] = []
 
     @property
     def num_tokens(self) -> int:
@@ -69,7 +73,14 @@ class BatchRun:
                 if isinstance(result.error, ResultExpired):
                     expired.append(result.item)
                     continue
-                self.num_done += result.error is None
-                self.num_failed += result.error is not None
+                self._count(result)
                 yield result
             self._former_tokens, self._job, items = self.num_tokens, None, expired
+
+    def _count(self, result: BatchResult) -> None:
+        if result.error is None:
+            self.num_done += 1
+            return
+        self.num_failed += 1
+        if len(self.first_failures) < _SHOWN_FAILURES:
+            self.first_failures.append(result)

@@ -5,18 +5,21 @@ completions, or the short form: ``id`` and one of ``prompt``, ``messages`` and `
 fields beside them. Both forms may be mixed. Result lines are OpenAI's.
 
 A line that cannot be taken becomes a ``BatchItem`` with an ``InvalidRequest`` that names the line and the
-field; the others are not touched by it.
+field; the others are not touched by it. A line without an id of its own is named after its number
+(``#line-7``), as no id of a caller's may be.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 from thinkstream_client.core.compose import BatchItem, compose_request
 from thinkstream_client.core.results import BatchResult
-from thinkstream_client.errors import InvalidRequest
+from thinkstream_client.errors import Conflict, InvalidRequest, PromptTooLong
 
 from .json_fields import (
     SAMPLING_NAMES,
@@ -31,26 +34,37 @@ from .json_fields import (
 from .openai import CHAT_URL, COMPLETIONS_URL, body_of_result, request_of_body
 
 MAX_CUSTOM_ID = 512
+MODEL = "thinkstream"
+"""What a result names as its model where its line names none."""
+LINE_ID = "#line-"
+"""How the names begin that lines without an id of their own are given."""
+
+_REFUSALS = frozenset(kind.code for kind in (InvalidRequest, PromptTooLong, Conflict))
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[BatchItem]:
-    """Yields a ``BatchItem`` for each line that is not blank; an id that was seen before is an error."""
+    """Yields a ``BatchItem`` for each line that is not blank; an id that was seen before is an error.
+
+    No two of them have the same ``custom_id``.
+    """
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         parsed = parse_line(line, number)
-        if parsed.error is None and parsed.custom_id in seen:
+        if parsed.custom_id in seen:
             # Its error goes by another name: under this one it would stand for the first line's result.
-            error = InvalidRequest(f"line {number}: custom_id", parsed.custom_id, "an id of its own")
-            parsed = BatchItem(number=number, custom_id=f"line-{number}", error=error)
+            error = parsed.error or InvalidRequest(
+                f"line {number}: custom_id", parsed.custom_id, "an id of its own"
+            )
+            parsed = BatchItem(number=number, custom_id=f"{LINE_ID}{number}", error=error)
         seen.add(parsed.custom_id)
         yield parsed
 
 
 def parse_line(line: str, number: int) -> BatchItem:
     """Returns what one line asks for; never raises."""
-    custom_id = f"line-{number}"
+    custom_id = f"{LINE_ID}{number}"
     try:
         fields = json_object(json.loads(line), "line")
         custom_id = _custom_id(fields, custom_id)
@@ -71,12 +85,15 @@ def result_line(result: BatchResult, *, created_s: int) -> str:
     """
     item, error, response = result.item, None, None
     if result.result is not None:
-        answer = body_of_result(result.result, is_chat=item.is_chat, model=item.model, created_s=created_s)
+        answer = body_of_result(
+            result.result, is_chat=item.is_chat, model=item.model or MODEL, created_s=created_s
+        )
         response = {"status_code": 200, "request_id": result.job_id, "body": answer}
     elif result.error is not None:
         error = {"code": result.error.code, "message": str(result.error)}
+    name = f"{result.job_id}\n{item.custom_id}".encode("utf-8", "surrogatepass")
     row = {
-        "id": f"batch_req_{result.job_id or item.number}",
+        "id": f"batch_req_{hashlib.sha256(name).hexdigest()[:24]}",
         "custom_id": item.custom_id,
         "response": response,
         "error": error,
@@ -89,19 +106,37 @@ def result_line(result: BatchResult, *, created_s: int) -> str:
     return line
 
 
-def answered_ids(lines: Iterable[str]) -> set[str]:
-    """Returns the ids that a result file holds already; a line torn by a crash counts as missing."""
-    ids: set[str] = set()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            custom_id = cast("dict[str, Any]", row).get("custom_id")
-            if isinstance(custom_id, str):
-                ids.add(custom_id)
-    return ids
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow:
+    """What a line of a result file tells.
+
+    Attributes:
+        custom_id: Whose result it is.
+        error_code: Code of the error where it holds one, else empty.
+    """
+
+    custom_id: str
+    error_code: str = ""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the request was wrong, so that nothing ran."""
+        return self.error_code in _REFUSALS
+
+
+def parse_result(line: str) -> ResultRow | None:
+    """Returns what a line of a result file tells, or None where it is none, as one torn by a crash."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    match row:
+        case {"custom_id": str(custom_id), "error": {"code": str(code)}}:
+            return ResultRow(custom_id=custom_id, error_code=code)
+        case {"custom_id": str(custom_id)}:
+            return ResultRow(custom_id=custom_id)
+        case _:
+            return None
 
 
 def _custom_id(fields: Mapping[str, Any], otherwise: str) -> str:
@@ -111,6 +146,8 @@ def _custom_id(fields: Mapping[str, Any], otherwise: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_CUSTOM_ID:
         raise InvalidRequest(name, value, f"text of 1 to {MAX_CUSTOM_ID} characters")
+    if value.startswith(LINE_ID) and value != otherwise:
+        raise InvalidRequest(name, value, f"an id that does not begin with {LINE_ID}")
     return value
 
 

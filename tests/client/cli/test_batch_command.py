@@ -82,11 +82,102 @@ def test_bad_lines_get_result_lines(command: Command, worker: Worker, source: Pa
     found = rows(target)
     assert found["good"]["error"] is None and found["good"]["response"]["status_code"] == 200
     errors = {name: row["error"] for name, row in found.items() if row["error"]}
-    assert errors.keys() == {"line-2", "line-3", "hot", "long", "half", "\ud800"}
-    assert errors["line-3"]["message"].startswith("line 3: custom_id: got 'good'")
+    assert errors.keys() == {"#line-2", "#line-3", "hot", "long", "half", "\ud800"}
+    assert errors["#line-3"]["message"].startswith("line 3: custom_id: got 'good'")
     assert errors["long"]["code"] == "PromptTooLong"
     again = command("batch", source, "-o", target, "--json")
-    assert (again.code, again.json["done"], again.json["already_there"]) == (0, 0, 7)
+    assert (again.code, again.json["failed"], again.json["already_there"]) == (3, 6, 1)
+    assert rows(target) == found, "what was refused is refused again, in the place of the first time"
+
+
+def test_broken_line_under_the_id_of_a_good_one(
+    start: Start, command: Command, worker: Worker, source: Path, target: Path, until: Until
+) -> None:
+    # The broken lines are told of at once, while the good ones wait for a replica.
+    write(source, [short("a"), short("a") | {"prompt": 5}, "oops", short("line-3"), short("line-2")])
+    first = start("batch", source, "-o", target)
+    until(lambda: target.exists() and target.read_bytes().count(b"\n") == 2)
+    first.kill()
+    worker.start()
+    ended = command("batch", source, "-o", target, "--json")
+    assert (ended.code, ended.json["done"], ended.json["failed"]) == (3, 3, 2)
+    found = rows(target)
+    assert [name for name, row in found.items() if row["error"]] == ["#line-2", "#line-3"]
+    assert found.keys() == {"a", "line-3", "line-2", "#line-2", "#line-3"}
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_repaired_lines_run(
+    start: Start,
+    command: Command,
+    worker: Worker,
+    source: Path,
+    target: Path,
+    until: Until,
+    is_killed: bool,
+) -> None:
+    worker.start()
+    long, bad = short("long", "too long"), short("hot", temperature=-1)
+    write(source, [short("good"), bad, long, "oops", short("other", top_p=2)])
+    assert command("batch", source, "-o", target).code == 3
+    good = rows(target)["good"]
+    write(source, [short("good"), short("hot"), short("long"), short("fourth"), short("other", top_p=2)])
+    if is_killed:
+        worker.allow(0)
+        again = start("batch", source, "-o", target)
+        until(lambda: b"hot" not in target.read_bytes())
+        again.kill()
+        worker.allow(None)
+    ended = command("batch", source, "-o", target)
+    assert ended.code == 3
+    assert "1 results are there already, 4 are missing" in ended.err
+    found = rows(target)
+    assert [name for name, row in found.items() if row["error"]] == ["other"]
+    assert found.keys() == {"good", "hot", "long", "fourth", "other"}
+    assert found["good"] == good, "an answer stays as it is"
+
+
+def test_refusals_are_taken_out_of_what_a_link_names(
+    command: Command, worker: Worker, source: Path, target: Path, tmp_path: Path
+) -> None:
+    worker.start()
+    write(source, [short("a", temperature=-1)])
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    assert command("batch", source, "-o", link).code == 3
+    target.chmod(0o640)
+    write(source, [short("a")])
+    assert command("batch", source, "-o", link).code == 0
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o640
+    assert rows(target)["a"]["error"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "link", "out.jsonl"}
+
+
+def test_errors_that_are_there_already_are_counted(
+    command: Command, worker: Worker, source: Path, target: Path
+) -> None:
+    worker.start()
+    write(source, [short("a"), short("b")])
+    assert command("batch", source, "-o", target).code == 0
+    first, second, _ = target.read_text().split("\n")
+    failed = json.loads(second) | {"response": None, "error": {"code": "JobFailed", "message": "oops"}}
+    target.write_text(f"{first}\n{json.dumps(failed)}\n")
+    ended = command("batch", source, "-o", target)
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.err == "2 results are there already (1 of them errors), 0 are missing\n"
+    ended = command("batch", source, "-o", target, "--json")
+    assert (ended.code, ended.json["already_failed"], ended.json["failed"]) == (3, 1, 0)
+
+
+def test_first_errors_are_shown(command: Command, worker: Worker, source: Path, target: Path) -> None:
+    worker.start()
+    write(source, [short("a"), *(short(f"b{n}", max_token=n) for n in range(4))])
+    told = command("batch", source, "-o", target).err.splitlines()
+    assert told[:3] == [f"line {n + 2}: max_token: got {n}, allowed: no such field" for n in range(3)]
+    assert told[3] == f"the rest in {target}" and told[4].startswith("1 done, 4 failed, ")
+    write(source, [short("long", "too long")])
+    told = command("batch", source, "-o", target).err.splitlines()
+    assert told[1].startswith("line 1: the prompt has ") and told[2].startswith("0 done, 1 failed, ")
 
 
 def test_only_what_is_missing_is_submitted(

@@ -7,8 +7,8 @@ import pytest
 
 from thinkstream_client.core.compose import BatchItem
 from thinkstream_client.core.results import BatchResult, JobResult
-from thinkstream_client.errors import JobFailed
-from thinkstream_client.files.jsonl import answered_ids, parse_line, read_lines, result_line
+from thinkstream_client.errors import InvalidRequest, JobFailed
+from thinkstream_client.files.jsonl import ResultRow, parse_line, parse_result, read_lines, result_line
 from thinkstream_client.records import FinishReason, Message, TokenLogprobs, Usage
 
 
@@ -63,7 +63,7 @@ def test_short_lines() -> None:
     line = parse(3, id="x", prompt="Once", temperature=0, tags=["night"])
     assert line.request is not None
     assert (line.custom_id, line.request.prompt, line.request.tags) == ("x", "Once", ("night",))
-    assert parse(4, messages=HELLO).custom_id == "line-4"
+    assert parse(4, messages=HELLO).custom_id == "#line-4"
     assert parse(5, id=17, prompt="Once").custom_id == "17"
 
 
@@ -122,6 +122,22 @@ def test_other_lines_run_on() -> None:
     assert lines[2].error is not None and lines[2].error.field == "line 4: custom_id"
 
 
+def test_every_line_has_a_name_of_its_own() -> None:
+    good = '{"id": "a", "prompt": "x"}'
+    lines = ["oops", '{"id": "#line-1", "prompt": "x"}', good, '{"id": "a", "prompt": 5}', good]
+    found = list(read_lines(lines))
+    assert [line.custom_id for line in found] == ["#line-1", "#line-2", "a", "#line-4", "#line-5"]
+    assert [line.error and line.error.field for line in found] == [
+        "line 1",
+        "line 2: id",
+        None,
+        "line 4: prompt",
+        "line 5: custom_id",
+    ]
+    named_as_we_did = parse(7, id="#line-7", prompt="x")
+    assert (named_as_we_did.custom_id, named_as_we_did.error) == ("#line-7", None)
+
+
 def test_result_line_has_openai_form() -> None:
     result = JobResult(
         job_id="j",
@@ -142,10 +158,23 @@ def test_result_line_has_openai_form() -> None:
     short = json.loads(line_of(parse(id="b", prompt="x"), result))
     assert short["response"]["body"]["choices"][0]["text"] == "Привет"
     assert short["response"]["body"]["choices"][0]["logprobs"]["token_logprobs"] == [-0.5, -1.0]
+    assert short["response"]["body"]["model"] == "thinkstream"
 
 
 def test_error_line_and_resume() -> None:
     row = line_of(chat(messages=HELLO), JobFailed("j", "StepFailed", "oops"))
     assert json.loads(row)["error"] == {"code": "JobFailed", "message": "job j: failed with StepFailed: oops"}
     assert json.loads(row)["response"] is None
-    assert answered_ids([row, '{"custom_id": "torn', "7", ""]) == {"a"}
+    assert parse_result(row) == ResultRow(custom_id="a", error_code="JobFailed")
+    assert [parse_result(line) for line in ('{"custom_id": "torn', "7", "", "[" * 100_000)] == [None] * 4
+
+
+def test_lines_of_all_kinds_have_the_same_shape() -> None:
+    refused = BatchResult(item=parse(7, id="x", prompt=5), error=InvalidRequest("prompt", 5, "text"))
+    rows = [
+        json.loads(line_of(parse(id="b", prompt="x"), JobFailed("j", "StepFailed", "oops"))),
+        json.loads(result_line(refused, created_s=12)),
+    ]
+    assert [row.keys() for row in rows] == [{"id", "custom_id", "response", "error"}] * 2
+    assert [len(row["id"]) for row in rows] == [len("batch_req_") + 24] * 2
+    assert rows[0]["id"] != rows[1]["id"]
