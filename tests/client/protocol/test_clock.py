@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tests.support.partition import KEYS, OK, Partition, step
+from tests.support.partition import FAILURE, KEYS, OK, Partition, step
 
 from thinkstream_client.protocol import functions
 from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
@@ -93,6 +93,21 @@ def test_each_running_job_is_looked_at(partition: Partition) -> None:
     partition.raw.zincrby(KEYS.running(0), 99, "a:j39")
     assert [sweep(partition).repaired for _ in range(2)] == [0, 1]
     assert partition.status(refs[39]) is JobStatus.QUEUED
+
+
+def test_a_job_to_be_tried_again_waits_no_longer(partition: Partition) -> None:
+    """Its time comes at once, whatever else is due later; that of a deadline is the job's own."""
+    session, claimed = partition.job()
+    for number in range(400):
+        partition.run(
+            functions.submit(KEYS, JobRef("a", f"d{number}"), Request(prompt="x"), deadline_ms=900_000)
+        )
+    call = functions.fail(KEYS, 0, session, "n", claimed.ref, failure=FAILURE, retry=True)
+    assert partition.run(call) is OK
+    go_back(partition, KEYS.due(0))
+    swept = [sweep(partition) for _ in range(4)]
+    assert (sum(one.retried for one in swept), sum(one.expired for one in swept)) == (1, 0)
+    assert partition.status(claimed.ref) is JobStatus.QUEUED
 
 
 def test_each_batch_is_looked_at(partition: Partition) -> None:

@@ -176,7 +176,9 @@ def test_sweep_finds_events_that_take_no_more(partition: Partition) -> None:
 
 
 @pytest.mark.parametrize("value", RUBBISH)
-@pytest.mark.parametrize("field", ["cursor", "scanned", "retrying", "leases", "vmin", "turn", "vt:a", "vt:x"])
+@pytest.mark.parametrize(
+    "field", ["cursor", "scanned", "retrying", "leases", "due", "vmin", "turn", "vt:a", "vt:x"]
+)
 def test_a_counter_or_place_that_is_none(partition: Partition, field: str, value: str) -> None:
     some_life(partition)
     for priority in range(3):
@@ -185,7 +187,7 @@ def test_a_counter_or_place_that_is_none(partition: Partition, field: str, value
     assert field != "retrying" or not partition.raw.hexists(KEYS.wfq(0, 0), field)
     serves_others(partition)
     left = partition.raw.hget(KEYS.wfq(0, 1), field)
-    assert field in ("retrying", "scanned", "leases", "turn", "vmin") or left != value.encode()
+    assert field in ("retrying", "scanned", "leases", "due", "turn", "vmin") or left != value.encode()
 
 
 @pytest.mark.parametrize("value", RUBBISH)

@@ -154,7 +154,7 @@ def test_a_wait_that_somebody_has_made_long_is_over(partition: Partition) -> Non
     partition.run(functions.fail(KEYS, 0, session, "n", other.ref, failure=FAILURE, retry=True))
     waiting(partition)
     partition.raw.zadd(DUE, {"retry:a:j": FAR_MS})
-    assert sweep(partition).repaired == 1
+    assert sweep(partition).retried == 1
     assert partition.run(functions.backlog(KEYS, 0)).retrying == 1, "the other one"
     assert [one.ref for one in partition.claim(partition.hello())] == [REF]
 

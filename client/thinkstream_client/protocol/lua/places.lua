@@ -3,12 +3,11 @@
 local MAX_SCANNED = 128
 
 -- Whether the place where a living job is looked for names it.
-local function has_place(P, job, now)
+local function has_place(P, job)
   if job.status == 'running' then
     return send('ZSCORE', P .. 'running', job.member)
   elseif job.status == 'waiting' then
-    local at = send('ZSCORE', P .. 'due', 'retry:' .. job.member)
-    return at and tonumber(at) <= now + MAX_BACKOFF_MS
+    return send('ZSCORE', P .. 'due', 'retry:' .. job.member)
   elseif not job.entry then
     return send('ZSCORE', P .. 'again:' .. job.priority, job.member)
   end
@@ -28,7 +27,6 @@ local function put_back(P, job)
     event(P, 'repair', job, 'queued')
   else
     if job.status == 'waiting' then
-      send('ZREM', P .. 'due', 'retry:' .. job.member)
       count_retrying(P, -1)
     end
     requeue(P, job, 'repair')
@@ -51,7 +49,7 @@ local function look_after(P, member, now, done)
   elseif job.deadline > 0 then
     send('ZADD', P .. 'due', job.deadline, 'deadline:' .. member)
   end
-  if not has_place(P, job, now) then
+  if not has_place(P, job) then
     put_back(P, job)
     done.repaired, done.more = done.repaired + 1, 1 -- what happened to one happened to others
   end

@@ -111,6 +111,19 @@ local function take_due(key, now, done)
   return items
 end
 
+-- Brings retries forward that are further ahead than any is ever put, as all are when the server's clock has
+-- gone back. A page of them at a time.
+local function bring_forward(P, now)
+  local due, wfq = P .. 'due', P .. 'wfq:0'
+  local page = send('ZSCAN', due, cursor(wfq, 'due'), 'MATCH', 'retry:*', 'COUNT', MAX_DUE)
+  for i = 1, #page[2], 2 do
+    if tonumber(page[2][i + 1]) > now + MAX_BACKOFF_MS then
+      send('ZADD', due, now, page[2][i])
+    end
+  end
+  send('HSET', wfq, 'due', page[1])
+end
+
 local function do_due(P, now, done)
   for _, item in ipairs(take_due(P .. 'due', now, done)) do
     local kind, name = string.match(item, '^(%a+):(.*)$')
@@ -187,6 +200,7 @@ local function sweep(keys)
   local P, now, done = keys[1], now_ms(), { retried = 0, expired = 0, repaired = 0, more = 0 }
   heal(P)
   done.repaired = check_sessions(P, now)
+  bring_forward(P, now)
   do_due(P, now, done)
   repair(P, now, done)
   check_batches(P, now)
