@@ -104,8 +104,9 @@ class Client:
         """Submits a job and returns at once.
 
         Args:
-            prompt: Raw text to go on from; this, ``messages`` or ``token_ids``.
-            messages: A chat: ``Message``, ``{"role": ..., "content": ...}`` or ``(role, content)`` each.
+            prompt: Raw text to go on from, without the chat template; this, ``messages`` or ``token_ids``.
+            messages: A chat, which goes through the model's template: ``Message``,
+                ``{"role": ..., "content": ...}`` or ``(role, content)`` each.
             token_ids: A tokenized prompt.
             sampling: How tokens are chosen; or single fields by name (``temperature=0``).
             id: The job's id; submitting the same job under the same id again changes nothing.

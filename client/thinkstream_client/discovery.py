@@ -175,7 +175,7 @@ def find_service(url: str | None = None, namespace: str | None = None) -> RedisS
     state = read_state()
     if state is None:
         raise ServiceUnavailable(
-            f"no service is known: give a URL, set {URL_VARIABLE}, or start one with `thinkstream up`"
+            f"no service is known: give `--url`, set {URL_VARIABLE}, or start one with `thinkstream up`"
         )
     return RedisSettings(url=state.url, namespace=namespace or state.namespace)
 

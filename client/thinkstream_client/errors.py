@@ -47,6 +47,11 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # an integer of thousands of digits, for one
         return f"a value of type {type(value).__name__}"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Returns a text as a message shows it: its beginning where it is long."""
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 

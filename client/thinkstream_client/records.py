@@ -157,7 +157,7 @@ class Request:
     """What one job asks for. Exactly one of ``prompt``, ``messages`` and ``token_ids`` is given.
 
     Attributes:
-        prompt: Raw text to go on from.
+        prompt: Raw text to go on from, without the chat template.
         messages: A chat; the worker applies the checkpoint's chat template.
         token_ids: A prompt that the caller has tokenized.
         sampling: How tokens are chosen.

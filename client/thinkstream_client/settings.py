@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from .checks import check_integer
-from .errors import ConfigError, InvalidRequest
+from .errors import ConfigError, InvalidRequest, shortened
 from .keys import Keys, check_name
 from .protocol.address import Address, Topology, parse_address
 
@@ -65,7 +65,7 @@ class RedisSettings:
                 host.encode("idna")  # as who looks for it will: labels of at most 63 letters
             object.__setattr__(self, "address", address)
         except ValueError:
-            raise ConfigError(f"Redis URL {self.masked_url}: expected {_FORMS}") from None
+            raise ConfigError(f"Redis URL {shortened(self.masked_url)}: expected {_FORMS}") from None
         check_name("namespace", self.namespace)
         if self.num_partitions is not None:
             try:

@@ -35,6 +35,12 @@ def test_password_never_shows(url: str, shown: str | None) -> None:
         assert "secret" not in text
 
 
+def test_a_long_url_is_shown_shortened() -> None:
+    with pytest.raises(ConfigError, match=r"Redis URL aaa.*\.\.\.: expected redis://") as caught:
+        RedisSettings("a" * 10**6)
+    assert len(str(caught.value)) < 300
+
+
 def test_several_hosts() -> None:
     sentinels = RedisSettings(
         "rediss+sentinel://me:p%40ss@one,[::1]:26380/main/3?sentinel_username=s&ssl_ca_certs=/ca.crt"

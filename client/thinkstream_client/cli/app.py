@@ -88,7 +88,9 @@ def print_version(is_wanted: bool) -> None:
 def thinkstream(
     show_version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and end.", is_eager=True, callback=print_version),
+        typer.Option(
+            "--version", metavar="", help="Print the version and end.", is_eager=True, callback=print_version
+        ),
     ] = False,
 ) -> None:
     """Submits jobs to thinkstream, follows them, and looks after the service.

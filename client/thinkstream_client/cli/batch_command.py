@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from thinkstream_client.client import Client
+from thinkstream_client.core.batch_core import MAX_IN_FLIGHT
 from thinkstream_client.core.compose import BatchItem
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.files.jsonl import read_lines, result_line
@@ -35,7 +36,12 @@ Source = Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests.", sh
 Target = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Results.", show_default=False)
 ]
-InFlight = Annotated[int, typer.Option("--in-flight", help="Jobs at one time.", min=1)]
+InFlight = Annotated[
+    int,
+    typer.Option(
+        "--in-flight", help="Jobs at one time.", metavar="INT", parser=options.integer(1, MAX_IN_FLIGHT)
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

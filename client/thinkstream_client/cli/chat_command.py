@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from contextlib import closing
 from typing import Annotated
@@ -18,7 +19,9 @@ from thinkstream_client.job import Job
 from . import options
 from .output import print_error, print_note, print_stream, write_text
 
-HELP = "Ctrl-C cancels an answer, /clear forgets the conversation, Ctrl-D ends."
+HELP = "Ctrl-C cancels an answer, /clear forgets the conversation, /exit or Ctrl-D ends, /help says this."
+
+_COMMAND = re.compile(r"/\w+")
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +35,8 @@ def chat(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    seed: options.Seed = None,
     once: Annotated[
         str | None, typer.Option("--once", help="Ask this, print the answer and end.", show_default=False)
     ] = None,
@@ -43,13 +48,13 @@ def chat(
 
     Example: `thinkstream chat --system "Answer in Russian."`
     """
-    sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens)
+    sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed)
     with closing(Client(url, namespace=namespace)) as client:
         if not client.replicas():
             print_note("no replica is alive: answers come once one is")
         conversation = _Conversation(client, system, tenant, sampling)
         if once is None:
-            _converse(conversation)
+            _Talk(conversation).run()
         else:
             conversation.ask(once)
 
@@ -91,30 +96,53 @@ class _Conversation:
             raise
 
 
-def _converse(conversation: _Conversation) -> None:
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if is_terminal:
-        print_note(HELP)
-        with contextlib.suppress(ImportError):
-            importlib.import_module("readline")  # arrow keys in `input`
-    while True:
+class _Talk:
+    """Reads what the user says, a line a turn, and does it, until there is no more."""
+
+    def __init__(self, conversation: _Conversation) -> None:
+        self._conversation = conversation
+        self._is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self._was_interrupted = False
+
+    def run(self) -> None:
+        if self._is_terminal:
+            print_note(HELP)
+            with contextlib.suppress(ImportError):
+                importlib.import_module("readline")  # arrow keys in `input`
+        while (said := self._read()) is not None and said not in ("/exit", "/quit"):
+            self._do(said)
+
+    def _read(self) -> str | None:
+        """The next line, or None at the end."""
         try:
-            said = input("> " if is_terminal else "").strip()
+            said = input("> " if self._is_terminal else "").strip()
         except EOFError:
-            if is_terminal:
+            if self._is_terminal:
                 write_text("\n")
-            return
+            return None
         except KeyboardInterrupt:
-            if not is_terminal:
+            if not self._is_terminal:
                 raise
-            print_note("\nCtrl-D ends")
-            continue
+            if self._was_interrupted:
+                write_text("\n")
+                return None
+            print_note("\nCtrl-C again or Ctrl-D ends")
+            self._was_interrupted = True
+            return ""
+        self._was_interrupted = False
+        return said
+
+    def _do(self, said: str) -> None:
         if said == "/clear":
-            conversation.clear()
+            self._conversation.clear()
             print_note("the conversation is forgotten")
+        elif said == "/help":
+            print_note(HELP)
+        elif _COMMAND.fullmatch(said):
+            print_note(f"{said} is no command. {HELP}")
         elif said:
             with contextlib.suppress(KeyboardInterrupt):
-                _take_turn(conversation, said)
+                _take_turn(self._conversation, said)
 
 
 def _take_turn(conversation: _Conversation, said: str) -> None:

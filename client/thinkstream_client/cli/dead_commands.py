@@ -41,7 +41,12 @@ def register(app: typer.Typer) -> None:
 
 
 def dead_list(
-    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1, max=MAX_LISTED)] = 100,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", help="At most so many.", metavar="INT", parser=options.integer(1, MAX_LISTED)
+        ),
+    ] = 100,
     as_json: options.Json = False,
     url: options.Url = None,
     namespace: options.Namespace = None,

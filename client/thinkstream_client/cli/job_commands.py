@@ -35,11 +35,13 @@ from .output import (
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 NewId = Annotated[str | None, typer.Option("--id", help="The job's id; else a new one.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.", show_default=False)]
-Raw = Annotated[bool, typer.Option("--raw", help="Go on from the text, without a chat template.")]
+Raw = Annotated[
+    bool, typer.Option("--raw", metavar=options.FLAG, help="Go on from the text, without a chat template.")
+]
 Deadline = Annotated[
     float | None, typer.Option("--deadline-s", help="Seconds it is wanted for.", show_default=False)
 ]
-Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the id and leave.")]
+Detach = Annotated[bool, typer.Option("--detach", "-d", metavar=options.FLAG, help="Print the id and leave.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +76,8 @@ def submit(
     """
     sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed)
     text = _stdin(is_raw=raw) if prompt == "-" else prompt
+    if not text:
+        raise typer.BadParameter("the prompt is empty")
     ref = JobRef(tenant, new_job_id() if id is None else id)
     with closing(Client(url, namespace=namespace)) as client:
         with _telling_what_runs_on(ref):
@@ -98,7 +102,10 @@ def submit(
 
 def attach(
     job_id: JobId,
-    from_index: Annotated[int, typer.Option("--from", help="Tokens to skip.", min=0, max=MAX_TOKENS)] = 0,
+    from_index: Annotated[
+        int,
+        typer.Option("--from", help="Tokens to skip.", metavar="INT", parser=options.integer(0, MAX_TOKENS)),
+    ] = 0,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,
@@ -158,7 +165,10 @@ def jobs(
     tag: Annotated[
         str | None, typer.Option("--tag", help="Only jobs with this label.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Jobs at most.", min=1, max=MAX_LISTED)] = 20,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", help="Jobs at most.", metavar="INT", parser=options.integer(1, MAX_LISTED)),
+    ] = 20,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,
@@ -176,7 +186,7 @@ def jobs(
     if not found:
         print_note(f"tenant {tenant} has no jobs{f' with the tag {tag}' if tag else ''}")
         return
-    table = Table("id", "status", "reason", "class", "tokens", "submitted", "took", "tags", box=None)
+    table = Table("id", "status", "reason", "priority", "tokens", "submitted", "took", "tags", box=None)
     for job in found:
         table.add_row(
             job.ref.job_id,
@@ -246,7 +256,7 @@ def _rows(info: JobInfo, history: JobHistory) -> dict[str, str]:
     rows = {name: str(shown[name]) for name in ("id", "tenant", "status")}
     rows["reason"] = info.reason or ""
     rows["error"] = f"{info.failure.code}: {info.failure.message}" if info.failure else ""
-    rows |= {"class": PRIORITIES[info.priority], "tags": " ".join(info.tags), "tokens": str(info.n)}
+    rows |= {"priority": PRIORITIES[info.priority], "tags": " ".join(info.tags), "tokens": str(info.n)}
     rows["submitted"] = local_time(info.submitted_ms)
     rows["waited"] = _between(info.submitted_ms, info.claimed_ms)
     rows["ran"] = _between(info.claimed_ms, info.finished_ms)

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from thinkstream_client.core.compose import SamplingFields
+from thinkstream_client.errors import shown
+
+FLAG = ""
+"""Metavar of an option that takes no value."""
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Returns a parser of integers in a range, whose errors name it and what was given."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise typer.BadParameter(f"got {shown(text)}, allowed: an integer in [{low}, {high}]")
+        return value
+
+    return parse
+
 
 Url = Annotated[
     str | None,
@@ -18,7 +39,7 @@ Namespace = Annotated[
 Tenant = Annotated[str, typer.Option("--tenant", "-t", help="Whose the jobs are.")]
 Priority = Annotated[str, typer.Option("--priority", help="high, normal or low.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="Label to find it by; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="Print JSON, for scripts.")]
 System = Annotated[
     str | None, typer.Option("--system", "-s", help="System message before the chat.", show_default=False)
 ]

@@ -76,7 +76,7 @@ def describe(finish: Finish | None) -> str:
     usage, timings = finish.usage, finish.timings
     rate = f", {usage.completion_tokens / timings.decode_ms * 1000:.0f} tokens/s" if timings.decode_ms else ""
     return (
-        f"{finish.reason}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, "
+        f"{finish.reason}: {usage.prompt_tokens} prompt + {usage.completion_tokens} answer tokens, "
         f"first after {timings.first_token_ms} ms{rate}"
     )
 

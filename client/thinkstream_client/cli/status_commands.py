@@ -1,4 +1,4 @@
-"""Commands about the service as a whole: status, tenant set."""
+"""Commands about the service as a whole: status, tenant set, tenant list."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from thinkstream_client.client import Client
+from thinkstream_client.core.service import MAX_CAP
 from thinkstream_client.protocol.functions import SessionInfo, TenantInfo
 
 from . import options
 from .objects import queues_object, replica_object, tenant_object
-from .output import console, print_json, print_table
+from .output import console, print_json, print_note, print_table
 
+_CAP = options.integer(0, MAX_CAP)
 _LOAD = ("waiting", "free blocks", "tokens")
 """Columns of a replica's load."""
 
@@ -30,6 +32,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     tenant.command("set")(tenant_set)
+    tenant.command("list")(tenant_list)
     app.add_typer(tenant, name="tenant")
 
 
@@ -39,6 +42,12 @@ def status(
     namespace: options.Namespace = None,
 ) -> None:
     """Shows queues, tenants, replicas and load. Ends with 1 where no replica is alive.
+
+    Of a replica: `running` are the jobs it has in its `slots`, `waiting` those of them that wait for memory,
+    `free blocks` what is left of it for keys and values, `tokens` what it has made since its start; one that
+    is `draining` takes no more jobs.
+    Of a priority: `of them again` are the waiting jobs that ran before.
+    Of a tenant: `weight` is its share beside others, `caps` what it may have at most.
 
     Example: `thinkstream status --json`
     """
@@ -73,16 +82,26 @@ def tenant_set(
         float | None, typer.Option("--weight", help="Its share beside others.", show_default=False)
     ] = None,
     max_jobs: Annotated[
-        int | None, typer.Option("--max-jobs", help="Waiting jobs; 0 is no cap.", min=0, show_default=False)
+        int | None,
+        typer.Option(
+            "--max-jobs", help="Waiting jobs; 0 is no cap.", metavar="INT", parser=_CAP, show_default=False
+        ),
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option("--max-bytes", help="Bytes of waiting jobs.", min=0, show_default=False)
+        int | None,
+        typer.Option(
+            "--max-bytes", help="Bytes of waiting jobs.", metavar="INT", parser=_CAP, show_default=False
+        ),
     ] = None,
     max_running: Annotated[
-        int | None, typer.Option("--max-running", help="Running jobs.", min=0, show_default=False)
+        int | None,
+        typer.Option("--max-running", help="Running jobs.", metavar="INT", parser=_CAP, show_default=False),
     ] = None,
     max_tokens_per_s: Annotated[
-        int | None, typer.Option("--max-tokens-per-s", help="On average.", min=0, show_default=False)
+        int | None,
+        typer.Option(
+            "--max-tokens-per-s", help="On average.", metavar="INT", parser=_CAP, show_default=False
+        ),
     ] = None,
     as_json: options.Json = False,
     url: options.Url = None,
@@ -105,6 +124,25 @@ def tenant_set(
         print_json(tenant_object(now))
     else:
         console.print(f"{tenant}: weight {now.weight:g}, {_caps(now) or 'no caps'}", soft_wrap=True)
+
+
+def tenant_list(
+    as_json: options.Json = False,
+    url: options.Url = None,
+    namespace: options.Namespace = None,
+) -> None:
+    """Lists the tenants that have settings or jobs, with weights and caps.
+
+    Example: `thinkstream tenant list --json`
+    """
+    with closing(Client(url, namespace=namespace)) as client:
+        found = client.status().tenants
+    if as_json:
+        print_json([tenant_object(one) for one in found])
+    elif found:
+        print_table(_tenant_table(found))
+    else:
+        print_note("no tenants")
 
 
 def _print_replicas(sessions: Sequence[SessionInfo]) -> None:
@@ -137,7 +175,7 @@ def _load(load: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _print_queues(queues: dict[str, Any]) -> None:
-    table = Table("class", "waiting", "of them again", box=None)
+    table = Table("priority", "waiting", "of them again", box=None)
     for name, found in queues["classes"].items():
         table.add_row(name, str(found["waiting"]), str(found["again"]))
     console.print()
@@ -147,13 +185,16 @@ def _print_queues(queues: dict[str, Any]) -> None:
 
 
 def _print_tenants(tenants: Sequence[TenantInfo]) -> None:
-    if not tenants:
-        return
+    if tenants:
+        console.print()
+        print_table(_tenant_table(tenants))
+
+
+def _tenant_table(tenants: Sequence[TenantInfo]) -> Table:
     table = Table("tenant", "weight", "waiting", "running", "caps", box=None)
     for one in tenants:
         table.add_row(one.tenant, f"{one.weight:g}", str(one.num_queued), str(one.num_running), _caps(one))
-    console.print()
-    print_table(table)
+    return table
 
 
 def _caps(tenant: TenantInfo) -> str:

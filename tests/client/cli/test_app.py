@@ -38,6 +38,7 @@ COMMANDS = [
     ("status",),
     ("tenant",),
     ("tenant", "set"),
+    ("tenant", "list"),
     ("up",),
     ("down",),
     ("demo",),
@@ -77,7 +78,7 @@ def test_version(command: Command) -> None:
         (("submit", "Hello", "--id", "a b"), "id: got 'a b'"),
         (("submit", "Hello", "--tag", "a b"), "tags: got 'a b'"),
         (("submit", "Hello", "-t", ""), "tenant: got ''"),
-        (("submit", ""), "messages: got '0 bytes'"),
+        (("submit", ""), "the prompt is empty; see `thinkstream submit --help`"),
         (("submit", "Hello", "--url", "http://here"), "expected redis://host:port"),
         (("status", "--namespace", "a:b"), "namespace: got 'a:b'"),
         (("attach", "one", "--from", -1), "--from"),
@@ -169,6 +170,29 @@ HUGE = "9" * 5000
 
 
 @pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("jobs", "--limit", BIG), "--limit': got '1000"),
+        (("jobs", "--limit", "0"), "got '0', allowed: an integer in [1, 1000000]"),
+        (("jobs", "--limit", "x"), "got 'x', allowed: an integer in [1, 1000000]"),
+        (("batch", "in", "-o", "out", "--in-flight", "0"), "got '0', allowed: an integer in [1, 1048576]"),
+        (("attach", "j", "--from", "-1"), "got '-1', allowed: an integer in [0, "),
+        (("tenant", "set", "a", "--max-jobs", "-1"), "got '-1', allowed: an integer in [0, 10000000000000]"),
+    ],
+)
+def test_a_number_is_refused_with_what_is_allowed(command: Command, args: tuple[str, ...], told: str) -> None:
+    assert told in command(*args).refused(2)
+
+
+def test_help_shows_no_value_for_flags(command: Command) -> None:
+    for name in ("submit", "jobs", "batch", "status"):
+        shown = command(name, "--help").out
+        flags = [line for line in shown.splitlines() if "<bool>" in line]
+        assert all("--help" in line for line in flags), flags
+        assert "<=x<=" not in shown
+
+
+@pytest.mark.parametrize(
     ("name", "args"),
     [
         ("temperature", ("submit", "x", "--temperature", "nan")),
@@ -189,8 +213,8 @@ HUGE = "9" * 5000
         ("--limit", ("jobs", "--limit", "0")),
         ("--limit", ("dead", "list", "--limit", BIG)),
         ("weight", ("tenant", "set", "a", "--weight", "nan")),
-        ("max_jobs", ("tenant", "set", "a", "--max-jobs", BIG)),
-        ("max_tokens_per_s", ("tenant", "set", "a", "--max-tokens-per-s", BIG)),
+        ("--max-jobs", ("tenant", "set", "a", "--max-jobs", BIG)),
+        ("--max-tokens-per-s", ("tenant", "set", "a", "--max-tokens-per-s", BIG)),
     ],
 )
 def test_a_value_that_cannot_be_is_told_by_its_name(

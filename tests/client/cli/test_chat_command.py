@@ -5,8 +5,11 @@ import os
 import pty
 import select
 import termios
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import pytest
 
 from thinkstream_client import Client, JobStatus, Message
 from thinkstream_client.protocol.connection import Connection
@@ -49,6 +52,24 @@ def test_once(command: Command, worker: Worker) -> None:
     assert "messages" in command("chat", "--once", "").refused(2)
 
 
+def test_words_of_its_own(command: Command, worker: Worker) -> None:
+    worker.start()
+    ended = command("chat", "-n", 2, stdin="/help\n/nonsense\n/etc/passwd\n/exit\nnever")
+    assert (ended.code, ended.out) == (0, f"{ANSWER}\n"), "a path is no command"
+    listed, refused = ended.err.splitlines()
+    assert all(word in listed for word in ("/clear", "/exit", "/help"))
+    assert refused == f"/nonsense is no command. {listed}"
+    assert command("chat", stdin="/quit\nnever").out == ""
+    assert said(worker) == [["/etc/passwd"]]
+
+
+def test_seed_and_stop(command: Command, worker: Worker) -> None:
+    worker.start()
+    assert command("chat", "--once", "Hello", "-n", 2, "--seed", 7, "--stop", "!").code == 0
+    sampling = worker.requests[0].sampling
+    assert (sampling.seed, sampling.stop) == (7, ("!",))
+
+
 def test_refused_turn_leaves_no_trace(command: Command, worker: Worker, client: Client) -> None:
     operator = Connection(client.settings)
     operator.run(tenant_set(client.settings.keys, 0, "small", max_bytes=400))
@@ -85,7 +106,8 @@ def test_ctrl_c_ends_a_single_question(start: Start, client: Client, worker: Wor
     assert client.jobs()[0].status is JobStatus.CANCELLED
 
 
-def test_at_a_terminal(start: Start, worker: Worker) -> None:
+@pytest.mark.parametrize("is_ended_by_ctrl_c", [False, True])
+def test_at_a_terminal(start: Start, worker: Worker, is_ended_by_ctrl_c: bool) -> None:
     worker.start()
     ours, theirs = pty.openpty()
 
@@ -118,10 +140,16 @@ def test_at_a_terminal(start: Start, worker: Worker) -> None:
 
     assert "Ctrl-C cancels an answer" in read_until("> ")
     # Python sees a Ctrl-C that comes just before it waits for input only at the next one.
-    read_until("Ctrl-D ends", again=b"\x03")
+    read_until("Ctrl-C again or Ctrl-D ends", again=b"\x03")
     os.write(ours, b"one\n")
     read_until(ANSWER)
     read_until("> ")
-    os.write(ours, b"\x04")
+    if is_ended_by_ctrl_c:
+        read_until("Ctrl-C again or Ctrl-D ends", again=b"\x03")
+        read_until("> ")
+        time.sleep(0.5)  # until it waits
+        os.write(ours, b"\x03")
+    else:
+        os.write(ours, b"\x04")
     assert process.end().code == 0
     os.close(ours)

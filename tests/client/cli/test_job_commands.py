@@ -26,7 +26,7 @@ def test_submit_prints_the_text_alone(command: Command, worker: Worker) -> None:
     worker.start()
     ended = command("submit", "Hello", "-s", "Be brief.", "-n", 4)
     assert (ended.code, ended.out) == (0, "0 1 2 3 !\n")
-    assert ended.err.startswith("length: 3 + 4 tokens") and ended.err.count("\n") == 1
+    assert ended.err.startswith("length: 3 prompt + 4 answer tokens") and ended.err.count("\n") == 1
     assert worker.requests[0].messages == (Message("system", "Be brief."), Message("user", "Hello"))
 
 

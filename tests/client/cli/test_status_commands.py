@@ -70,6 +70,25 @@ def test_tenant_set(command: Command, client: Client) -> None:
     assert command("tenant", "set", "new").out == "new: weight 1, no caps\n"
 
 
+def test_tenant_list(command: Command, client: Client) -> None:
+    assert command("tenant", "list").err == "no tenants\n"
+    command("tenant", "set", "small", "--weight", 2.5, "--max-jobs", 7)
+    client.submit("Hello")
+    lines = [line.split() for line in command("tenant", "list").out.splitlines()]
+    assert lines == [
+        ["tenant", "weight", "waiting", "running", "caps"],
+        ["default", "1", "1", "0"],
+        ["small", "2.5", "0", "0", "at", "most", "7", "waiting"],
+    ]
+    told = command("tenant", "list", "--json").json
+    assert told == command("status", "--json").json["tenants"]
+
+
+def test_status_says_what_its_columns_are(command: Command) -> None:
+    shown = " ".join(command("status", "--help").out.split())
+    assert all(word in shown for word in ("slots", "free blocks", "draining", "of them again", "weight"))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
