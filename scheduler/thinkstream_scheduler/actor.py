@@ -15,6 +15,7 @@ import ray.exceptions
 from thinkstream_workers.config import ReplicaConfig
 
 from .config import SchedulerConfig, ray_namespace
+from .log_file import LOG_FORMAT
 from .loop import Scheduler
 from .pool import RayPool, explained
 from .redis_queue import RedisQueue
@@ -62,7 +63,7 @@ class SchedulerActor:
     """
 
     def __init__(self, config: SchedulerConfig, replica: ReplicaConfig, resources: ReplicaResources) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
         self._settings = SchedulerSettings(config, replica, resources)
         self._scheduler = Scheduler(config, RedisQueue(config.redis), self._settings.pool())
         self._thread = threading.Thread(target=self._scheduler.run, name="scheduler", daemon=True)

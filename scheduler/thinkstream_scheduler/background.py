@@ -7,19 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
-from thinkstream_client.discovery import naming, read_state, remove_state, state_dir
+from thinkstream_client.discovery import read_state, remove_state
 from thinkstream_client.errors import ServiceUnavailable
 
 from . import processes
 from .detached import decode_report, encode_arguments
 from .leftovers import end_processes, end_remote_actors
+from .log_file import log_path, opened_log
 from .serve import MAIN_PROCESS
 from .state_folder import holder, only_one
 from .up_arguments import UpArguments
 
-LOG_FILE = "up.log"
-FORMER_LOG_FILE = "up.log.1"
 _KILL_TIMEOUT_S = 2.0
 
 
@@ -34,34 +34,37 @@ def start_detached(arguments: UpArguments) -> None:
     Raises:
         ConfigError, ServiceUnavailable: What the child said before it ended, or another service runs here.
     """
-    log_path = state_dir() / LOG_FILE
-    with only_one(), naming(log_path):  # a service that runs still writes its log
-        if log_path.exists():
-            os.replace(log_path, log_path.with_name(FORMER_LOG_FILE))
-        log = log_path.open("ab")
+    with only_one() as lock, opened_log() as log:  # a service that runs still writes its log
+        child, said = _started(arguments, log, lock)
+        if not said:
+            raise ServiceUnavailable(
+                f"`up` ended with code {child.wait()}{_last_line(log_path())}; see {log_path()}"
+            )
+    decode_report(said).check()
+
+
+def _started(arguments: UpArguments, log: BinaryIO, lock: int) -> tuple[subprocess.Popen[bytes], bytes]:
+    """The child, which holds the state folder as we do, and what it said; nothing if it died unheard."""
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as line, log:
+    with os.fdopen(reading, "rb") as line:
         child = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.detached", str(writing)],
+            [sys.executable, "-m", f"{__package__}.detached", str(writing), str(lock)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            pass_fds=(writing,),
+            pass_fds=(writing, lock),
             start_new_session=True,
         )
         os.close(writing)
         try:
             assert child.stdin is not None
-            with contextlib.suppress(BrokenPipeError), child.stdin:  # what it died of is told below
+            with contextlib.suppress(BrokenPipeError), child.stdin:  # what it died of is told
                 child.stdin.write(encode_arguments(arguments))
-            said = line.read()  # to its end, which comes with the report or the child's death
+            return child, line.read()  # to its end, which comes with the report or the child's death
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
             raise
-    if not said:
-        raise ServiceUnavailable(f"`up` ended with code {child.wait()}{_last_line(log_path)}; see {log_path}")
-    decode_report(said).check()
 
 
 def stop_service(timeout_s: float) -> bool:
@@ -100,8 +103,8 @@ def _end_holder(timeout_s: float) -> bool:
     return True
 
 
-def _last_line(log_path: Path) -> str:
+def _last_line(path: Path) -> str:
     with contextlib.suppress(OSError):
-        lines = log_path.read_text(errors="replace").split("\n")
+        lines = path.read_text(errors="replace").split("\n")
         return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
     return ""

@@ -6,8 +6,9 @@ become a line and a code where all commands are run.
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -45,6 +46,7 @@ def up(
     namespace: options.Namespace = "ts",
     drain: options.Drain = 10.0,
     detach: options.Detach = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Start the service on this machine and serve until Ctrl-C.
 
@@ -69,7 +71,7 @@ def up(
         fast_small_batch=fast_small_batch,
         drain_timeout_s=drain,
     )
-    _serve(arguments, detach=detach)
+    _serve(arguments, detach=detach, verbose=verbose)
 
 
 def down(timeout: options.Timeout = 60.0) -> None:
@@ -96,20 +98,24 @@ def demo() -> None:
         raise typer.Exit(_EXIT_JOB)
 
 
-def _serve(arguments: UpArguments, *, detach: bool) -> None:
+def _serve(arguments: UpArguments, *, detach: bool, verbose: bool) -> None:
     began_s = time.monotonic()
     if detach:
         from .background import start_detached
 
         start_detached(arguments)
-        _announce(arguments, began_s, "`thinkstream down`")
+        _announce(arguments, began_s, "`thinkstream down`", sys.stdout)
     else:
-        from .serve import serve
+        from .foreground import serve_here
 
-        serve(arguments, lambda: _announce(arguments, began_s, "Ctrl-C"))
+        serve_here(
+            arguments,
+            lambda terminal: _announce(arguments, began_s, "Ctrl-C", terminal),
+            is_verbose=verbose,
+        )
 
 
-def _announce(arguments: UpArguments, began_s: float, how_to_end: str) -> None:
+def _announce(arguments: UpArguments, began_s: float, how_to_end: str, terminal: TextIO) -> None:
     from thinkstream_client.settings import RedisSettings
 
     state = read_state()
@@ -118,5 +124,6 @@ def _announce(arguments: UpArguments, began_s: float, how_to_end: str) -> None:
     typer.echo(
         f"serving {state.model} with {arguments.num_replicas} replica{many} "
         f"on {RedisSettings(url=state.url).masked_url} (namespace {state.namespace}), "
-        f"ready after {time.monotonic() - began_s:.1f} s; end it with {how_to_end}"
+        f"ready after {time.monotonic() - began_s:.1f} s; end it with {how_to_end}",
+        file=terminal,
     )

@@ -106,6 +106,10 @@ Drain = Annotated[
     typer.Option(min=0, max=MAX_WAIT_S, callback=_finite, help="Seconds that running jobs get at the end."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Run in the background.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", help="Show on the terminal all that else goes to the log, up.log."),
+]
 Timeout = Annotated[
     float,
     typer.Option(min=0, max=MAX_WAIT_S, callback=_finite, help="Seconds until what still runs is killed."),

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, TextIO
 
 from thinkstream_client.errors import ConfigError, ServiceError, ServiceUnavailable, ThinkstreamError
 
+from .log_file import LOG_FORMAT
 from .serve import serve
+from .state_folder import only_one
 from .up_arguments import UpArguments
 
 logger = logging.getLogger(__name__)
@@ -60,14 +62,15 @@ def decode_report(line: bytes) -> StartReport:
 
 
 def main() -> None:
-    """Serves as stdin says, and reports on the descriptor that the one argument names."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    descriptor = int(sys.argv[1])
+    """Serves as stdin says; the arguments are descriptors: where to report, and the state folder's lock."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    descriptor, lock = map(int, sys.argv[1:])
     os.set_inheritable(descriptor, False)  # who outlives this process must not hold the line open
     arguments = UpArguments(**json.load(sys.stdin))
     with os.fdopen(descriptor, "w") as line:
         try:
-            serve(arguments, lambda: _report(line, StartReport()))
+            with only_one(lock):
+                serve(arguments, lambda: _report(line, StartReport()))
         except ThinkstreamError as error:
             logger.error("%s", error)
             _report(line, StartReport.of(error))

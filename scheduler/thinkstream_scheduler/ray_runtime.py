@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "RAY_DISABLE_DASHBOARD_LOG_INFO": "1",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # SIGTERM is how we are asked to drain
     "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
     # It would end a replica because other programs fill the machine; a replica takes its memory at load.
     "RAY_memory_monitor_refresh_ms": "0",
 }

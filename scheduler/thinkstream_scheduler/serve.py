@@ -6,6 +6,7 @@ It owns the embedded server and a Ray of its own, which end with it however it e
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from thinkstream_client.errors import ServiceUnavailable
 
 from .config import ray_namespace
 from .embedded import EmbeddedServer
-from .launch import start_service
+from .launch import Service, start_service
 from .leftovers import end_processes, end_remote_actors
 from .processes import boot_id, marked
-from .state_folder import only_one, service_id
+from .state_folder import service_id
 from .stop_signals import StopSignals
 from .up_arguments import UpArguments
+
+logger = logging.getLogger(__name__)
 
 MAIN_PROCESS = "service"
 """The part under which the state file names the process that serves."""
@@ -30,7 +33,7 @@ _WATCH_S = 0.1
 
 
 def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
-    """Serves until SIGINT, SIGTERM or SIGHUP, then drains.
+    """Serves until SIGINT, SIGTERM or SIGHUP, then drains. The caller holds the state folder.
 
     Args:
         arguments: What to serve; looked through before anything is started.
@@ -38,10 +41,10 @@ def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
 
     Raises:
         ConfigError: Something given cannot be used, the state folder neither.
-        ServiceUnavailable: Another service runs here, or a part does not work.
+        ServiceUnavailable: A part does not work, or the embedded server has ended.
         KeyboardInterrupt: A signal came before the service was ready.
     """
-    with StopSignals() as signals, only_one(), contextlib.ExitStack() as cleanup:
+    with StopSignals() as signals, contextlib.ExitStack() as cleanup:
         checked = arguments.checked()
         former = _former()
         server = None
@@ -58,7 +61,7 @@ def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
             end_remote_actors(former)
         service = start_service(checked.service_options(redis, own_id), signals.check)
         cleanup.callback(remove_state)
-        cleanup.callback(service.stop, drain_timeout_s=arguments.drain_timeout_s)
+        cleanup.callback(_end, service, server, arguments.drain_timeout_s)
         pids = {MAIN_PROCESS: os.getpid(), "redis": server.pid if server is not None else 0}
         if arguments.ray_address is None:  # else its actors may run on any machine
             pids.update(service.pids)
@@ -76,6 +79,14 @@ def serve(arguments: UpArguments, announce: Callable[[], None]) -> None:
         announce()
         with contextlib.suppress(KeyboardInterrupt):
             _watch(server, signals.check)
+
+
+def _end(service: Service, server: EmbeddedServer | None, drain_timeout_s: float) -> None:
+    if server is not None and not server.is_running:
+        service.kill()  # nothing can be given back any more: the leases do that when it runs again
+        return
+    logger.info("ending; running jobs may go on for %g s", drain_timeout_s)
+    service.stop(drain_timeout_s=drain_timeout_s)
 
 
 def _former() -> ServiceState:

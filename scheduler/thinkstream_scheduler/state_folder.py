@@ -13,6 +13,8 @@ import os
 import re
 import secrets
 from collections.abc import Generator
+from io import FileIO
+from pathlib import Path
 from typing import Any, cast
 
 from thinkstream_client.discovery import ProcessMark, made_state_dir, naming, state_dir, write_whole
@@ -28,8 +30,13 @@ _ID = re.compile(r"[0-9a-f]{8}")
 
 
 @contextlib.contextmanager
-def only_one() -> Generator[None]:
+def only_one(inherited: int | None = None) -> Generator[int]:
     """Holds the state folder, and says in its lock file who does: two services would write one data folder.
+
+    Yields the lock's descriptor. A child that inherits it holds the folder with us, and alone when we let go.
+
+    Args:
+        inherited: The descriptor, where a parent holds the folder.
 
     Raises:
         ConfigError: The folder cannot be used.
@@ -38,15 +45,19 @@ def only_one() -> Generator[None]:
     path = made_state_dir() / _LOCK_FILE
     with contextlib.ExitStack() as cleanup:
         with naming(path):
-            lock = cleanup.enter_context(path.open("a+b", buffering=0))
+            file: int | Path = path
+            if inherited is not None:
+                os.set_inheritable(inherited, False)  # nobody below may hold it after us
+                file = inherited
+            lock = cleanup.enter_context(open(file, "a+b", buffering=0))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ServiceUnavailable(_taken()) from None
             lock.truncate(0)
             lock.write(_encoded_mark())
-        cleanup.callback(lock.truncate, 0)
-        yield
+        cleanup.callback(_unmark, lock)
+        yield lock.fileno()
 
 
 def holder() -> ProcessMark | None:
@@ -86,6 +97,13 @@ def service_id() -> str:
         logger.warning("%s holds no id of a service: another is made", path)
     write_whole(path, made := secrets.token_hex(4))
     return made
+
+
+def _unmark(lock: FileIO) -> None:
+    """Takes our mark away; that of a child which holds the folder by now stays."""
+    lock.seek(0)
+    if lock.read() == _encoded_mark():
+        lock.truncate(0)
 
 
 def _taken() -> str:

@@ -15,10 +15,10 @@ import pytest
 from thinkstream_client.cli import app
 from thinkstream_client.discovery import ProcessMark, ServiceState, read_state, write_state
 from thinkstream_client.settings import RedisSettings
-from thinkstream_scheduler import background, detached, processes, serve
+from thinkstream_scheduler import background, detached, foreground, processes
 from thinkstream_scheduler.cli_options import num_bytes
 from thinkstream_scheduler.embedded import EmbeddedServer
-from thinkstream_scheduler.state_folder import only_one
+from thinkstream_scheduler.state_folder import holder, only_one
 from thinkstream_scheduler.up_arguments import UpArguments
 
 UNREACHABLE = "redis://127.0.0.1:1"
@@ -164,7 +164,7 @@ def test_the_options_of_replicas_reach_them(command: Command, monkeypatch: pytes
         del announce
         asked.append(arguments)
 
-    monkeypatch.setattr(serve, "serve", record)
+    monkeypatch.setattr(foreground, "serve", record)
     command("up", "--kv-memory", "2GiB", "--lease", "30", "--step-tokens", "64", "--replicas", "2")
     (arguments,) = asked
     assert (arguments.kv_memory_bytes, arguments.lease_ms, arguments.step_tokens) == (2 << 30, 30_000, 64)
@@ -235,6 +235,23 @@ def test_a_second_service_on_the_same_state_is_refused(
     assert ended.code == 1
     assert f"a service runs here already (pid {os.getpid()})" in ended.err
     assert (state_folder / "up.log").read_text() == "the first one's"
+
+
+def test_the_folder_is_held_while_a_detached_child_starts(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[ProcessMark | None] = []
+    encode = detached.encode_arguments
+
+    def look(arguments: UpArguments) -> bytes:
+        held.append(holder())
+        return encode(arguments)
+
+    monkeypatch.setattr(background, "encode_arguments", look)
+    command("up", "--detach", "--redis", UNREACHABLE)
+    (mark,) = held
+    assert mark is not None
+    assert command("down").out == "no service runs here\n"
 
 
 def test_down_without_a_service_says_so(command: Command) -> None:

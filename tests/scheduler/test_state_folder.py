@@ -15,8 +15,9 @@ from thinkstream_scheduler import processes
 from thinkstream_scheduler.state_folder import holder, only_one, service_id
 
 HOLD = """
+import sys
 from thinkstream_scheduler.state_folder import only_one
-with only_one():
+with only_one(*map(int, sys.argv[1:])):
     print("held", flush=True)
     input()
 """
@@ -55,6 +56,28 @@ def test_one_that_was_killed_holds_nothing(folder: Path) -> None:
         assert mark.pid == other.pid
         other.kill()
     assert (folder / "up.lock").read_text()
+    assert holder() is None
+    with only_one():
+        pass
+
+
+def test_a_child_holds_it_on_where_its_parent_lets_go(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with only_one() as lock:
+        child = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(lock)],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(lock,), text=True,
+        )  # fmt: skip
+        mark = holder()
+        assert mark is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+    mark = holder()
+    assert mark is not None
+    assert mark.pid == child.pid
+    with pytest.raises(ServiceUnavailable, match=f"pid {child.pid}"), only_one():
+        pass
+    child.communicate("\n")
     assert holder() is None
     with only_one():
         pass

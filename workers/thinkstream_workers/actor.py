@@ -58,7 +58,7 @@ class ReplicaActor:
 
         from .replica import Replica
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._replica = Replica(config, on_death=_exit)
