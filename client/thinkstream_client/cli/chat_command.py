@@ -48,6 +48,8 @@ def chat(
 
     Example: `thinkstream chat --system "Answer in Russian."`
     """
+    if once == "":
+        raise typer.BadParameter("the prompt is empty")
     sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed)
     with closing(Client(url, namespace=namespace)) as client:
         if not client.replicas():

@@ -49,7 +49,7 @@ def test_conversation_goes_into_each_turn(command: Command, worker: Worker) -> N
 def test_once(command: Command, worker: Worker) -> None:
     worker.start()
     assert command("chat", "--once", "Hello", "-n", 2).out == f"{ANSWER}\n"
-    assert "messages" in command("chat", "--once", "").refused(2)
+    assert "the prompt is empty" in command("chat", "--once", "").refused(2)
 
 
 def test_words_of_its_own(command: Command, worker: Worker) -> None:
