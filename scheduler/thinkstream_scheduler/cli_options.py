@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from thinkstream_client.cli.options import FLAG, integer
+from thinkstream_client.errors import shown
 from thinkstream_client.protocol.session_calls import MAX_LEASE_MS
 from thinkstream_workers.config import MIN_LEASE_MS
 from thinkstream_workers.engine_config import MAX_CONTEXT, MAX_KV_BYTES, MAX_SLOTS, MAX_STEP_TOKENS
@@ -32,10 +35,19 @@ def num_bytes(text: str) -> int:
     return int(size)
 
 
-def _finite(seconds: float) -> float:
-    if not math.isfinite(seconds):
-        raise typer.BadParameter(f"got {seconds}, allowed: a finite number")
-    return seconds
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    """Returns a parser of numbers in a range, whose errors name it and what was given."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # what is no number neither
+            raise typer.BadParameter(f"got {shown(text)}, allowed: a number in [{low:g}, {high:g}]")
+        return value
+
+    return parse
 
 
 RedisUrl = Annotated[
@@ -48,7 +60,11 @@ RedisUrl = Annotated[
 ]
 Partitions = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, help="Partitions of a new namespace; default: 16 in a Cluster, else 1."),
+    typer.Option(
+        metavar="INT",
+        parser=integer(1, 1024),
+        help="Partitions of a new namespace; default: 16 in a Cluster, else 1.",
+    ),
 ]
 RayAddress = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster, HOST:PORT; default: our own.")
@@ -56,8 +72,10 @@ RayAddress = Annotated[
 Model = Annotated[
     str, typer.Option(help="A checkpoint's folder, `demo`, or `random:CONFIG` for random weights.")
 ]
-Replicas = Annotated[int, typer.Option(min=1, max=1024, help="Replicas to hold.")]
-Slots = Annotated[int, typer.Option(min=1, max=MAX_SLOTS, help="Jobs at once of one replica.")]
+Replicas = Annotated[int, typer.Option(metavar="INT", parser=integer(1, 1024), help="Replicas to hold.")]
+Slots = Annotated[
+    int, typer.Option(metavar="INT", parser=integer(1, MAX_SLOTS), help="Jobs at once of one replica.")
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")]
 Dtype = Annotated[
     str | None,
@@ -65,7 +83,11 @@ Dtype = Annotated[
 ]
 MaxContext = Annotated[
     int | None,
-    typer.Option(min=2, max=MAX_CONTEXT, help="Tokens of prompt and result; default: the model's limit."),
+    typer.Option(
+        metavar="INT",
+        parser=integer(2, MAX_CONTEXT),
+        help="Tokens of prompt and result; default: the model's limit.",
+    ),
 ]
 KvMemory = Annotated[
     int | None,
@@ -79,9 +101,8 @@ KvMemory = Annotated[
 Lease = Annotated[
     float,
     typer.Option(
-        min=MIN_LEASE_MS / 1e3,
-        max=MAX_LEASE_MS / 1e3,
-        callback=_finite,
+        metavar="SECONDS",
+        parser=_seconds(MIN_LEASE_MS / 1e3, MAX_LEASE_MS / 1e3),
         help="Seconds that a replica may be silent before others get its jobs; a step must take "
         "less than half of it.",
     ),
@@ -89,28 +110,35 @@ Lease = Annotated[
 StepTokens = Annotated[
     int | None,
     typer.Option(
-        min=1,
-        max=MAX_STEP_TOKENS,
+        metavar="INT",
+        parser=integer(1, MAX_STEP_TOKENS),
         help="Tokens of one step, at least the slots; default: what a lease has room for.",
     ),
 ]
 FastSmallBatch = Annotated[
     bool,
     typer.Option(
-        help="On a GPU, faster with one or two jobs; texts may then depend on what ran beside them."
+        metavar=FLAG,
+        help="On a GPU, faster with one or two jobs; texts may then depend on what ran beside them.",
     ),
 ]
 Namespace = Annotated[str, typer.Option(help="First part of every key; one serves one model.")]
 Drain = Annotated[
     float,
-    typer.Option(min=0, max=MAX_WAIT_S, callback=_finite, help="Seconds that running jobs get at the end."),
+    typer.Option(
+        metavar="SECONDS", parser=_seconds(0, MAX_WAIT_S), help="Seconds that running jobs get at the end."
+    ),
 ]
-Detach = Annotated[bool, typer.Option("--detach", help="Run in the background.")]
+Detach = Annotated[bool, typer.Option("--detach", metavar=FLAG, help="Run in the background.")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", help="Show on the terminal all that else goes to the log, up.log."),
+    typer.Option(
+        "--verbose", metavar=FLAG, help="Show on the terminal all that else goes to the log, up.log."
+    ),
 ]
 Timeout = Annotated[
     float,
-    typer.Option(min=0, max=MAX_WAIT_S, callback=_finite, help="Seconds until what still runs is killed."),
+    typer.Option(
+        metavar="SECONDS", parser=_seconds(0, MAX_WAIT_S), help="Seconds until what still runs is killed."
+    ),
 ]

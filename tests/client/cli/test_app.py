@@ -185,7 +185,7 @@ def test_a_number_is_refused_with_what_is_allowed(command: Command, args: tuple[
 
 
 def test_help_shows_no_value_for_flags(command: Command) -> None:
-    for name in ("submit", "jobs", "batch", "status"):
+    for name in ("submit", "jobs", "batch", "status", "up", "down"):
         shown = command(name, "--help").out
         flags = [line for line in shown.splitlines() if "<bool>" in line]
         assert all("--help" in line for line in flags), flags
