@@ -145,7 +145,9 @@ def test_interrupt(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_package_of_the_extra(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'thinkstream[service]'" in command("up").refused(2)
+    ended = command("up")
+    assert ended.code == 2
+    assert "pip install 'thinkstream[service]'" in ended.err and ended.err.count("\n") == 1
 
 
 def test_colours_only_at_a_terminal(command: Command) -> None:
