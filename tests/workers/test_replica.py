@@ -111,6 +111,12 @@ def test_a_session_reaped_by_force_goes_on_as_a_new_one(
     assert (result.ids, result.text) == (undisturbed.ids, undisturbed.text)
 
 
+def test_a_namespace_that_computes_otherwise_is_left_alone(service: Service, start: Start) -> None:
+    service.connection.run(functions.meta_claim(service.keys, arithmetic="bfloat16 on cuda by our kernels"))
+    with pytest.raises(ConfigError, match=r"this is float32 on cpu by plain torch: .* --namespace NAME"):
+        start()
+
+
 def test_an_assignment_that_was_lost_is_found_by_the_beat(service: Service, start: Start) -> None:
     replica = start()
     ref = service.submit("job", max_tokens=3, ignore_eos=True)

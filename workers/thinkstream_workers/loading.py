@@ -78,6 +78,7 @@ class LoadedModel:
         num_ids: Ids that mean something.
         defaults: The checkpoint's sampling.
         digests: Its identity.
+        arithmetic: What decides a text's bits beside model and tokenizer, in words.
     """
 
     thinker: Thinker
@@ -85,6 +86,7 @@ class LoadedModel:
     num_ids: int
     defaults: GenerationDefaults
     digests: Digests
+    arithmetic: str
 
 
 def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = None) -> LoadedModel:
@@ -119,11 +121,21 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
             num_ids=tokenizer.num_ids,
             defaults=checkpoint.load_generation(tokenizer),
             digests=digests,
+            arithmetic=_arithmetic(config, ops, weights),
         )
     except model_errors.WeightsError as error:
         raise WeightsError(str(error)) from error
     except model_errors.ModelError as error:
         raise ConfigError(str(error)) from error
+
+
+def _arithmetic(config: ReplicaConfig, ops: Ops, weights: ThinkerWeights) -> str:
+    embedding_VD = weights.embedding_VD
+    kernels = "our kernels" if ops.is_capturable else "plain torch"
+    fast = ", fast small batch" if ops.is_capturable and config.fast_small_batch else ""
+    return (
+        f"{str(embedding_VD.dtype).removeprefix('torch.')} on {embedding_VD.device.type} by {kernels}{fast}"
+    )
 
 
 def _compile(ops: Ops, limits: EngineConfig, num_ids: int, weights: ThinkerWeights) -> None:

@@ -66,6 +66,7 @@ class Replica:
         self._table = JobTable()
         self._inbox, self._outbox, self._pulse = Inbox(), Outbox(), Pulse()
         model = load_model(config, partial(_claim_namespace, config))
+        self._arithmetic = model.arithmetic
         self._connection = Connection(config.redis)
         self._session = Session(config, self._connection, _info(config), self._load)
         self._engine = self._build_engine(model)
@@ -98,11 +99,13 @@ class Replica:
         """Warms up, and makes the session known.
 
         Raises:
-            ConfigError: The namespace was given a context meanwhile that is not for this replica.
+            ConfigError: The namespace's other replicas compute otherwise, or it was given a context meanwhile
+                that is not for this replica.
             ServiceUnavailable: Redis cannot be reached, or the engine fails at its first step.
         """
         self._run_thread("engine", self._engine.run)
         self._warm_up()
+        self._connection.run(functions.meta_claim(self._config.redis.keys, arithmetic=self._arithmetic))
         self._intake.limit_context(self._claimed_context(self._engine.max_context))
         self._session.open()
         self._run_thread("intake", self._intake.run)

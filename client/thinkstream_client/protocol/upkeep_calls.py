@@ -14,6 +14,8 @@ from thinkstream_client.records import SessionId
 from .call import Call, function_call
 from .wire_request import VERSION
 
+_REMEDY = "give this one a namespace of its own with --namespace NAME"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
@@ -109,6 +111,7 @@ def meta_claim(
     partitions: int | None = None,
     model_digest: str | None = None,
     tokenizer_digest: str | None = None,
+    arithmetic: str | None = None,
     model: str | None = None,
 ) -> Call[Meta]:
     """Sets what the namespace is for, once; what is None is neither set nor compared.
@@ -119,6 +122,7 @@ def meta_claim(
         partitions: Its partitions; None are those of ``keys``.
         model_digest: What tells the model from others.
         tokenizer_digest: What tells its tokenizer from others.
+        arithmetic: What else decides a text's bits: kind of numbers, device and kernels, in words.
         model: The model's name, for the message to whoever brings another; it is not compared.
 
     The call raises:
@@ -129,6 +133,8 @@ def meta_claim(
         wanted["model_digest"] = model_digest
     if tokenizer_digest is not None:
         wanted["tokenizer_digest"] = tokenizer_digest
+    if arithmetic is not None:
+        wanted["arithmetic"] = arithmetic
 
     def parse(reply: Any) -> Meta:
         found = _meta_fields(reply)
@@ -137,9 +143,8 @@ def meta_claim(
                 if model is not None and name in ("model_digest", "tokenizer_digest"):
                     raise ConfigError(_other_model(keys.namespace, found.get("model"), model))
                 what = name.replace("_", " ")
-                raise ConfigError(
-                    f"namespace {keys.namespace} was set up for {what} {found.get(name)}, this is {value}"
-                )
+                told = f"namespace {keys.namespace} was set up for {what} {found.get(name)}, this is {value}"
+                raise ConfigError(f"{told}: {_REMEDY}" if name == "arithmetic" else told)
         return _meta(reply)
 
     named = wanted if model is None else {**wanted, "model": model}
@@ -197,10 +202,9 @@ def _refused(keys: Keys) -> Callable[[ThinkstreamError], ThinkstreamError]:
 
 
 def _other_model(namespace: str, found: str | None, model: str) -> str:
-    remedy = "give this one a namespace of its own with --namespace NAME"
     if found == model:
-        return f"namespace {namespace} serves {model} as it was before its files changed: {remedy}"
-    return f"namespace {namespace} serves {found or 'another model'}, not {model}: {remedy}"
+        return f"namespace {namespace} serves {model} as it was before its files changed: {_REMEDY}"
+    return f"namespace {namespace} serves {found or 'another model'}, not {model}: {_REMEDY}"
 
 
 def _nothing(reply: Any) -> None:

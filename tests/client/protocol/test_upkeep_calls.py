@@ -25,6 +25,15 @@ def test_meta_is_set_once(queue: Queue) -> None:
         queue.run(functions.meta_claim(Keys(num_partitions=16)))
 
 
+def test_whoever_computes_otherwise_is_told_both_ways_and_what_to_do(queue: Queue) -> None:
+    queue.run(functions.meta_claim(KEYS, arithmetic="float32 on cpu by plain torch"))
+    queue.run(functions.meta_claim(KEYS, arithmetic="float32 on cpu by plain torch"))
+    queue.run(functions.meta_claim(KEYS))
+    told = r"arithmetic float32 on cpu .*, this is bfloat16 on cuda .*: .* --namespace NAME"
+    with pytest.raises(ConfigError, match=told):
+        queue.run(functions.meta_claim(KEYS, arithmetic="bfloat16 on cuda by our kernels"))
+
+
 def test_whoever_brings_another_model_is_told_both_names_and_what_to_do(queue: Queue) -> None:
     queue.run(functions.meta_claim(KEYS))
     queue.run(functions.meta_claim(KEYS, model_digest="m1", tokenizer_digest="t", model="demo"))
