@@ -11,7 +11,7 @@ import socket
 
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
 
-_ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/@\[\]\s]+):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/@\[\]\s]+):(?P<port>\d{1,5})")
 _AUTO = "auto"
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What a client of HTTP/2, and so of gRPC, says first: the preface, and settings that change nothing."""

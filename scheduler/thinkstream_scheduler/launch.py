@@ -43,7 +43,6 @@ class ServiceOptions:
         num_replicas: Replicas to hold.
         ray_address: A running Ray cluster; None starts one for this process.
         num_cpus: CPUs that Ray sets aside for a replica; None shares this machine's among the replicas.
-        num_gpus: GPUs that Ray sets aside for a replica; None is one where the device is a GPU.
         ready_timeout_s: How long the replicas may load.
         show_logs: Whether the actors' log lines appear on our stderr.
     """
@@ -54,7 +53,6 @@ class ServiceOptions:
     num_replicas: int = 1
     ray_address: str | None = None
     num_cpus: float | None = None
-    num_gpus: float | None = None
     ready_timeout_s: float = 1_800.0
     show_logs: bool = True
 
@@ -216,7 +214,5 @@ def _resources(options: ServiceOptions) -> ReplicaResources:
         # On a machine of our own the replicas share what there is; in a cluster each has a core at least.
         share = num_cores() / max(1, options.num_replicas)
         num_cpus = 1.0 if options.ray_address else max(0.01, min(1.0, round(share, 2) - 0.01))
-    num_gpus = options.num_gpus
-    if num_gpus is None:
-        num_gpus = 1.0 if options.replica.is_on_gpu else 0.0
+    num_gpus = 1.0 if options.replica.is_on_gpu else 0.0
     return ReplicaResources(num_cpus=num_cpus, num_gpus=num_gpus)

@@ -43,7 +43,7 @@ def listen() -> Iterator[Listen]:
         one.close()
 
 
-@pytest.mark.parametrize("address", ["auto", "host:6379", "10.0.0.1:1", "[::1]:6379", "ray://host:10001"])
+@pytest.mark.parametrize("address", ["auto", "host:6379", "10.0.0.1:1", "[::1]:6379"])
 def test_forms_of_an_address(address: str) -> None:
     check_address(address)
 

@@ -117,6 +117,17 @@ def test_a_namespace_that_computes_otherwise_is_left_alone(service: Service, sta
         start()
 
 
+def test_a_model_that_the_device_has_no_room_for_is_told_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_weights(checkpoint: Checkpoint, **how: Any) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 57.00 GiB\nmore that nobody reads")
+
+    monkeypatch.setattr(Checkpoint, "load_weights", load_weights)
+    with pytest.raises(ConfigError, match=r"no room for the model: Tried to allocate 57\.00 GiB$"):
+        start()
+
+
 def test_an_assignment_that_was_lost_is_found_by_the_beat(service: Service, start: Start) -> None:
     replica = start()
     ref = service.submit("job", max_tokens=3, ignore_eos=True)

@@ -110,11 +110,7 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
             claim(digests)
         device = _device(config)
         ops = ops_for(checkpoint.config, device, fast_small_batch=config.fast_small_batch)
-        weights = checkpoint.load_weights(
-            device=device,
-            dtype=_dtype(config),
-            meanwhile=partial(_compile, ops, config.engine, tokenizer.num_ids),
-        )
+        weights = _weights(checkpoint, config, device, ops, tokenizer.num_ids)
         return LoadedModel(
             thinker=Thinker(weights, ops),
             text=ModelText(tokenizer),
@@ -127,6 +123,23 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
         raise WeightsError(str(error)) from error
     except model_errors.ModelError as error:
         raise ConfigError(str(error)) from error
+
+
+def _weights(
+    checkpoint: Checkpoint, config: ReplicaConfig, device: torch.device, ops: Ops, num_ids: int
+) -> ThinkerWeights:
+    """Reads the weights; the kernels are compiled meanwhile.
+
+    Raises:
+        ConfigError: The device has no room for them.
+    """
+    try:
+        return checkpoint.load_weights(
+            device=device, dtype=_dtype(config), meanwhile=partial(_compile, ops, config.engine, num_ids)
+        )
+    except torch.OutOfMemoryError as error:
+        told = str(error).splitlines()[0]
+        raise ConfigError(f"device: got {config.device!r}, which has no room for the model: {told}") from None
 
 
 def _arithmetic(config: ReplicaConfig, ops: Ops, weights: ThinkerWeights) -> str:
