@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -114,25 +116,39 @@ def _own_dtype(copies: list[Copy]) -> torch.dtype:
 def _fill(
     copies: list[Copy], weights: ThinkerWeights, meanwhile: Callable[[ThinkerWeights], object] | None
 ) -> None:
+    """Read every tensor to its place; what fails first ends all and is raised."""
     destinations = weights.named_destinations()
     # One iterator for all readers, each of which takes the next tensor as soon as it can.
     in_file_order = iter(sorted(copies, key=lambda copy: (copy.stored.file, copy.stored.start)))
 
+    errors: list[BaseException] = []
+
+    @contextmanager
+    def ending_all() -> Generator[None]:
+        """Whoever fails leaves the others nothing to take."""
+        try:
+            yield
+        except BaseException as error:
+            errors.append(error)
+            deque(in_file_order, maxlen=0)
+
     def fill() -> None:
-        reader = TensorReader()
-        for stored, place in in_file_order:
-            destination = place.within(destinations)
-            assert destination is not None, "check_copies has seen every place"
-            reader.copy(stored, destination)
-        reader.wait()
+        with ending_all():
+            reader = TensorReader()
+            for stored, place in in_file_order:
+                destination = place.within(destinations)
+                assert destination is not None, "check_copies has seen every place"
+                reader.copy(stored, destination)
+            reader.wait()
 
     num_readers = _num_readers(weights.embedding_VD.device)
-    with ThreadPoolExecutor(num_readers, "weights") as readers:
+    with ThreadPoolExecutor(num_readers, "weights") as readers, ending_all():
         filled = [readers.submit(fill) for _ in range(num_readers)]
         if meanwhile is not None:
             meanwhile(weights)
-        for done in filled:
-            done.result()
+        wait(filled)
+    if errors:
+        raise errors[0]
 
 
 def _num_readers(device: torch.device) -> int:

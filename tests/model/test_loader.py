@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from thinkstream_model.checkpoint_files import StoredTensor, TensorReader
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ConfigError, WeightsError
 from thinkstream_model.loader import load_thinker, load_weights
@@ -226,6 +229,30 @@ def test_what_fails_meanwhile_ends_the_load(small_checkpoint: Path) -> None:
 
     with pytest.raises(MemoryError, match="2"):
         load_weights(small_checkpoint, meanwhile=fail)
+
+
+@pytest.mark.parametrize("is_meanwhile", [False, True])
+def test_the_first_failure_ends_the_load_and_is_told(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, is_meanwhile: bool
+) -> None:
+    numbers, taken = itertools.count(), list[int]()
+
+    def copy(reader: TensorReader, stored: StoredTensor, destination: Tensor) -> None:
+        taken.append(number := next(numbers))
+        if number == 1 and not is_meanwhile:
+            raise OSError("the first to fail")
+        time.sleep(0.1)
+        if number == 0:
+            raise OSError("the next to fail")
+
+    def meanwhile(weights: ThinkerWeights) -> None:
+        if is_meanwhile:
+            raise OSError("the first to fail")
+
+    monkeypatch.setattr(TensorReader, "copy", copy)
+    with pytest.raises(OSError, match="the first to fail"):
+        load_weights(small_checkpoint, meanwhile=meanwhile)
+    assert len(taken) <= 6  # of 20: one a reader, and two that were faster than the failure
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
