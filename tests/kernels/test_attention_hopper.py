@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import logging
 from collections.abc import Sequence
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from tests.kernels.test_attention import CHUNKS, RELEASED, Cache, Heads, bounds, queries
 from torch import Tensor
+from triton import CompilationError  # pyright: ignore[reportMissingTypeStubs]
 
-from thinkstream_model.kernels import attention_prefill
-from thinkstream_model.kernels.attention_prefill_hopper import is_suited
+from thinkstream_model.kernels import attention_prefill, attention_prefill_hopper
 
 STEPS = [
     CHUNKS,
@@ -22,10 +26,18 @@ STEPS = [
 """Tokens of the step and keys, by sequence."""
 
 
-def prefilled(steps: Sequence[tuple[int, int]], heads: Heads, device: torch.device) -> Tensor:
+STEP, HEADS = [(3, 3), (4, 9)], Heads(4, 2, 16, block_size=8)
+
+
+def prefilled(
+    steps: Sequence[tuple[int, int]],
+    heads: Heads,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
     query_lens = [num_tokens for num_tokens, _ in steps]
-    cache = Cache.filled([num_keys for _, num_keys in steps], heads, device, torch.bfloat16)
-    q_THC = queries(sum(query_lens), heads, device, torch.bfloat16)
+    cache = Cache.filled([num_keys for _, num_keys in steps], heads, device, dtype)
+    q_THC = queries(sum(query_lens), heads, device, dtype)
     keys_NSHC, values_NSHC, block_tables_BM, context_lens_B = cache.all_rows
     return attention_prefill.prefill_attention(
         q_THC, keys_NSHC, values_NSHC, block_tables_BM, bounds(query_lens, device), context_lens_B,
@@ -41,10 +53,56 @@ def test_has_the_bits_of_the_kernel_for_every_device(
 ) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         pytest.skip("no Hopper")
+    own = Mock(wraps=attention_prefill_hopper.prefill_attention_hopper)
+    monkeypatch.setattr(attention_prefill_hopper, "prefill_attention_hopper", own)
     out_TQ = prefilled(steps, heads, device)
+    assert torch.equal(out_TQ, prefilled(steps, heads, device))
+    assert own.call_count == 2, "after a first call that failed the other kernel stands for it"
     monkeypatch.setattr(attention_prefill, "hopper", None)
     assert torch.equal(out_TQ, prefilled(steps, heads, device))
 
 
 def test_is_not_for_what_other_devices_have() -> None:
-    assert not is_suited(torch.zeros(1, 8, 128).bfloat16(), torch.zeros(1, 16, 2, 128).bfloat16())
+    assert not attention_prefill_hopper.is_suited(
+        torch.zeros(1, 8, 128).bfloat16(), torch.zeros(1, 16, 2, 128).bfloat16()
+    )
+
+
+def other_hopper(error: Exception) -> SimpleNamespace:
+    """A kernel for whatever comes, that fails."""
+    return SimpleNamespace(
+        NUM_ROWS=1, is_suited=Mock(return_value=True), prefill_attention_hopper=Mock(side_effect=error)
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("of 3 arguments"),
+        AttributeError("no mbarrier"),
+        CompilationError(None, ast.parse("f()").body[0]),
+    ],
+)
+def test_a_triton_whose_gluon_is_another_is_asked_once(
+    error: Exception,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hopper = other_hopper(error)
+    expected_TQ = prefilled(STEP, HEADS, device, torch.float32)
+    monkeypatch.setattr(attention_prefill, "hopper", hopper)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(prefilled(STEP, HEADS, device, torch.float32), expected_TQ)
+    assert hopper.prefill_attention_hopper.call_count == 1
+    (record,) = caplog.records
+    assert repr(error) in record.getMessage()
+
+
+def test_a_launch_that_fails_is_not_hidden(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = other_hopper(RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
+    monkeypatch.setattr(attention_prefill, "hopper", hopper)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            prefilled(STEP, HEADS, device, torch.float32)

@@ -9,6 +9,7 @@ M blocks of the longest block table, R rows of a program, K keys of a tile.
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -33,9 +34,18 @@ from .running_softmax import (
 )
 from .tiles import power_of_2
 
+logger = logging.getLogger(__name__)
+
+_NO_HOPPER = (
+    "this Triton's Gluon is not the one that Hopper's prefill kernel was written in (%r): "
+    "without it the attention of prompts takes half as long again there, with the same results"
+)
+
+# Gluon still changes from one Triton to the next. What it lacks shows here, what it calls otherwise later.
 try:
     from . import attention_prefill_hopper as hopper
-except (ImportError, AttributeError):  # Gluon still changes from one Triton to the next
+except (ImportError, AttributeError) as error:
+    logger.warning(_NO_HOPPER, error)
     hopper = None  # type: ignore[assignment]
 
 
@@ -216,20 +226,32 @@ def prefill_attention(
     group = num_heads // kv_heads
     group_rows = power_of_2(group)
     tiles = _tiles(q_THC.dtype, group_rows, max_query_len)
-    if hopper is not None and tiles.rows >= hopper.NUM_ROWS and hopper.is_suited(q_THC, keys_NSHC):
-        return hopper.prefill_attention_hopper(
-            q_THC, keys_NSHC, values_NSHC, block_tables_BM, cu_seqlens_q_B1, context_lens_B, out_TQ
-        )
+    operands = (q_THC, keys_NSHC, values_NSHC, block_tables_BM, cu_seqlens_q_B1, context_lens_B, out_TQ)
+    if _is_done_by_hopper(tiles.rows, *operands):
+        return out_TQ
     grid = (q_THC.shape[0] // (tiles.rows // group_rows) + num_sequences, kv_heads)
     _prefill_kernel[grid](
-        q_THC, keys_NSHC, values_NSHC, block_tables_BM, cu_seqlens_q_B1, context_lens_B, out_TQ,
-        num_sequences, block_tables_BM.stride(0), score_scale(width),
+        *operands, num_sequences, block_tables_BM.stride(0), score_scale(width),
         KV_HEADS=kv_heads, GROUP=group, GROUP_ROWS=group_rows, WIDTH=width, BLOCK_SIZE=block_size,
         ROWS=tiles.rows, PRECISION=dot_precision(q_THC.dtype), STAGES=tiles.stages,
         DEPENDENT=is_dependent(q_THC.device), num_warps=tiles.num_warps, enable_fp_fusion=False,
         **launch_options(q_THC.device),
     )  # fmt: skip
     return out_TQ
+
+
+def _is_done_by_hopper(rows: int, q_THC: Tensor, keys_NSHC: Tensor, *others: Tensor) -> bool:
+    """Let Hopper's kernel do it, if it can; one that this Triton cannot compile is not tried again."""
+    global hopper
+    if hopper is None or rows < hopper.NUM_ROWS or not hopper.is_suited(q_THC, keys_NSHC):
+        return False
+    try:
+        hopper.prefill_attention_hopper(q_THC, keys_NSHC, *others)
+    except (triton.CompilationError, TypeError, AttributeError) as error:
+        logger.warning(_NO_HOPPER, error)
+        hopper = None  # type: ignore[assignment]
+        return False
+    return True
 
 
 def prefill_attention_reference(
