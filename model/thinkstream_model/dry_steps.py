@@ -37,7 +37,7 @@ def compile_steps(
 ) -> int:
     """Compile the kernels of all steps within the limits, side by side, where the operations have any.
 
-    Nothing is launched and no weight is looked at, so they may still be on their way to the device.
+    None of ours is launched and no weight is looked at, so they may still be on their way to the device.
 
     Args:
         weights: The model's, on their device.

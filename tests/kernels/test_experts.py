@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from tests.kernels.support import assert_close, normal
 from torch import Tensor
 
+from thinkstream_model.kernels import experts_small
 from thinkstream_model.kernels.experts import down, down_reference, gate_up, gate_up_reference
 from thinkstream_model.kernels.experts_small import (
     down_small,
@@ -107,3 +110,19 @@ def test_small_rows_share_an_expert(device: torch.device) -> None:
     inner_PI = gate_up_small(hidden_TD, gate_up_E2ID, ids_TK)
     assert torch.equal(inner_PI[: FULL[3]], gate_up_small(hidden_TD[:1], gate_up_E2ID, ids_TK[:1]))
     assert_close(inner_PI, gate_up_small_reference(hidden_TD, gate_up_E2ID, ids_TK))
+
+
+@pytest.mark.parametrize(("is_nvidia", "limit"), [(True, 128), (False, None)])
+@pytest.mark.parametrize("is_dependent", [True, False])
+def test_launching_apart_leaves_the_kernel_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, is_nvidia: bool, is_dependent: bool, limit: int | None
+) -> None:
+    kernel = MagicMock()
+    monkeypatch.setattr(experts_small, "_down_kernel", kernel)
+    monkeypatch.setattr(experts_small, "is_nvidia", MagicMock(return_value=is_nvidia))
+    monkeypatch.setattr(experts_small, "is_dependent", MagicMock(return_value=is_dependent))
+    rows_PI, down_EDI = torch.zeros(2, 256).bfloat16(), torch.zeros(4, 32, 256).bfloat16()
+    ids_TK, residual_TD = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 32).bfloat16()
+    down_small(rows_PI, down_EDI, ids_TK, torch.ones(1, 2), residual_TD)
+    (launch,) = kernel.__getitem__.return_value.call_args_list
+    assert launch.kwargs.get("maxnreg") == limit

@@ -5,7 +5,7 @@ for what it loads and for what it multiplies. Written in Gluon, Triton's own lan
 warps differ, and shared memory, barriers and the tensor cores' instructions have names.
 
 T tokens, H query heads, C width of a head, Q = H * C, N blocks, S tokens of a block, B sequences, M blocks
-of the longest block table, R rows of a group of warps.
+of the longest block table, R rows of a warp group.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from .hopper_warps import (
     NUM_STAGES,
     ROWS,
     SUM_COLUMNS,
-    TILE_KEYS,
     VALUES_EMPTY,
     VALUES_FULL,
     attend,
     block_barrier,
     fetch,
 )
-from .launch import is_dependent, launch_options
-from .running_softmax import score_scale
+from .launch import is_dependent, is_hopper, launch_options
+from .running_softmax import TILE_KEYS, score_scale
 from .tiles import power_of_2
 
 NUM_ROWS = NUM_GROUPS.value * ROWS.value
@@ -76,12 +75,13 @@ def _load_queries(
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     row_R = gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
     column_C = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
-    for group in gl.static_range(NUM_GROUPS):
-        token_R, member_R = first + group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS
+    for warp_group in gl.static_range(NUM_GROUPS):
+        token_R, member_R = first + warp_group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS
         is_row_R = (token_R < query_len) & (member_R < HEADS_EACH)
         q_head_R = (start + token_R).to(gl.int64) * (KV_HEADS * HEADS_EACH) + head * HEADS_EACH + member_R
         offset_RC = gl.expand_dims(q_head_R * WIDTH, 1) + gl.expand_dims(column_C, 0)
-        q_groups.index(group).store(gl.load(queries + offset_RC, mask=gl.expand_dims(is_row_R, 1), other=0.0))
+        q_RC = gl.load(queries + offset_RC, mask=gl.expand_dims(is_row_R, 1), other=0.0)
+        q_groups.index(warp_group).store(q_RC)
 
 
 @gluon.jit(
@@ -168,12 +168,7 @@ def is_suited(q_THC: Tensor, keys_NSHC: Tensor) -> bool:
     is_shape = width == 128 and block_size in (8, 16, 32, 64, 128)
     is_shape &= power_of_2(num_heads // kv_heads) <= ROWS.value
     is_kind = q_THC.dtype == keys_NSHC.dtype == torch.bfloat16
-    return is_shape and is_kind and _is_hopper(q_THC.device)
-
-
-def _is_hopper(device: torch.device) -> bool:
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    return is_nvidia and torch.cuda.get_device_capability(device) == (9, 0)
+    return is_shape and is_kind and is_hopper(q_THC.device)
 
 
 def prefill_attention_hopper(

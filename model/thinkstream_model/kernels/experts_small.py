@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .launch import is_dependent, launch_options
+from .launch import is_dependent, is_nvidia, launch_options
 from .tiles import num_tiles, power_of_2
 
 MAX_ROWS = 2
@@ -180,7 +180,7 @@ def down_small(
     out_TD = torch.empty_like(residual_TD)
     is_wide = inner % _CHUNK == 0 and inner_PI.dtype != torch.float32
     channels, num_warps = _DOWN_BLOCK if is_wide else (4, 4)
-    limit = {"maxnreg": 128} if is_wide and is_dependent(device) else {}
+    limit = {"maxnreg": 128} if is_wide and is_nvidia(device) else {}
     _down_kernel[(num_rows, num_tiles(width, channels))](
         inner_PI, down_EDI, expert_ids_TK, weights_TK, residual_TD, out_TD,
         WIDTH=width, INNER=inner, TOP_K=top_k, BLOCK_CHANNELS=channels,

@@ -1,9 +1,9 @@
-"""What the warps of ``attention_prefill_hopper`` do: one fetches, two groups of four multiply.
+"""What the warps of ``attention_prefill_hopper`` do: one fetches, two warp groups of four each multiply.
 
 They share three places for a tile's keys and three for its values. A place has a barrier that says when
-its tile is there (full), and one that says when both groups are done with it (empty).
+its tile is there (full), and one that says when both warp groups are done with it (empty).
 
-R rows of a group, C width of a head, K keys of a tile, X equal columns.
+R rows of a warp group, C width of a head, K keys of a tile, X equal columns.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .running_softmax import SPLIT_KEYS, TILE_KEYS
+
 block_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-"""As Triton 3.7 calls it, or 3.6: all threads of a group wait for each other."""
+"""As Triton 3.7 calls it, or 3.6: all threads of a warp group wait for each other."""
 
 NUM_GROUPS = gl.constexpr(2)
 ROWS = gl.constexpr(64)
-"""Of a group: what the tensor cores of its four warps take at once."""
-TILE_KEYS = gl.constexpr(128)
-"""Half a split, as in ``running_softmax``."""
+"""Of a warp group: what the tensor cores of its four warps take at once."""
+SPLIT_TILES = gl.constexpr(SPLIT_KEYS.value // TILE_KEYS.value)
 NUM_STAGES = gl.constexpr(3)
 """Places for a tile: as many as fit into the shared memory beside the queries."""
 SUM_COLUMNS = gl.constexpr(8)
@@ -81,7 +82,7 @@ def fetch(
     WIDTH: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
 ) -> None:
-    """One warp's work: each tile into its place, as soon as both groups have left it."""
+    """One warp's work: each tile into its place, as soon as both warp groups have left it."""
     for tile in range(end_tile):
         stage, phase = tile % NUM_STAGES, (tile // NUM_STAGES & 1) ^ 1
         first_page = tile * (TILE_KEYS // BLOCK_SIZE)
@@ -174,7 +175,7 @@ def _clear_behind(
 
 @gluon.jit
 def attend(
-    group: gl.constexpr,
+    warp_group: gl.constexpr,
     q_groups: gl.tensor,
     key_pages: gl.tensor,
     value_pages: gl.tensor,
@@ -195,17 +196,17 @@ def attend(
     WIDTH: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
 ) -> None:
-    """A group of warps' work: its rows of queries through all tiles."""
+    """A warp group's work: its rows of queries through all tiles."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_KEYS, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SUM_COLUMNS, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
     page_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    q_RC = q_groups.index(group)
+    q_RC = q_groups.index(warp_group)
     key_tiles = key_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
     value_tiles = value_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
     row_R = gl.arange(0, ROWS, layout=row_layout)
-    token_R, member_R = first + group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS
+    token_R, member_R = first + warp_group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS
     result_top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
     result_sum_R = gl.full([ROWS], 0.0, gl.float32, layout=row_layout)
     result_out_RC = gl.full([ROWS, WIDTH], 0.0, gl.float32, layout=out_layout)
@@ -215,15 +216,15 @@ def attend(
     no_scores_RK = gl.full([ROWS, TILE_KEYS], 0.0, gl.float32, layout=score_layout)
 
     # Whole splits, all of whose keys every row sees; their first tile begins anew.
-    whole_splits = whole_tiles // 2
+    whole_splits = whole_tiles // SPLIT_TILES
     for split in range(whole_splits):
-        for half in gl.static_range(2):
-            tile = split * 2 + half
+        for part in gl.static_range(SPLIT_TILES):
+            tile = split * SPLIT_TILES + part
             stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
             mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
             scores_RK = warpgroup_mma(q_RC, key_tiles.index(stage).permute((1, 0)), no_scores_RK,
                                       use_acc=False, is_async=True)  # fmt: skip
-            if half == 0:  # while the scores are worked out
+            if part == 0:  # while the scores are worked out
                 result_top_R, result_sum_R, result_out_RC = _merge(
                     result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC
                 )
@@ -234,7 +235,7 @@ def attend(
                 barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
             )
             new_top_R = gl.max(scores_RK, 1) * scale
-            if half == 1:
+            if part > 0:
                 new_top_R = gl.maximum(top_R, new_top_R)
                 sum_RX, out_RC = _scaled(sum_RX, out_RC, gl.exp2(top_R - new_top_R), sum_layout)
             weights_RK = _weights(scores_RK, new_top_R, scale)
@@ -246,14 +247,14 @@ def attend(
                 ones_KX,
                 sum_RX,
                 out_RC,
-                half > 0,
+                part > 0,
                 sum_layout,
                 out_layout,
             )
 
-    # What is left, three tiles at most.
+    # What is left, less than two splits.
     position_R = context_len - query_len + token_R
-    for tile in range(whole_splits * 2, end_tile):
+    for tile in range(whole_splits * SPLIT_TILES, end_tile):
         stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
         mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
         scores_RK = warpgroup_mma(q_RC, key_tiles.index(stage).permute((1, 0)), no_scores_RK,
@@ -264,7 +265,7 @@ def attend(
         mbarrier.arrive(
             barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
         )
-        if tile % 2 == 0:
+        if tile % SPLIT_TILES == 0:
             result_top_R, result_sum_R, result_out_RC = _merge(
                 result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC
             )

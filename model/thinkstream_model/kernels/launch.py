@@ -16,16 +16,26 @@ import torch
 _HOPPER = (9, 0)
 
 
+def is_nvidia(device: torch.device) -> bool:
+    """Whether the device is one of NVIDIA's."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether the device is a Hopper, whose matrix instructions later devices do not have."""
+    return is_nvidia(device) and torch.cuda.get_device_capability(device) == _HOPPER
+
+
 @functools.cache
 def is_dependent(device: torch.device) -> bool:
-    """Whether kernels on the device wait for each other by themselves.
+    """Whether kernels on the device wait for each other by themselves: from Hopper on they can.
 
     ``THINKSTREAM_DEPENDENT_LAUNCH=0`` forbids it: a profiler would count a kernel's wait as its work.
     """
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    if not is_nvidia or os.environ.get("THINKSTREAM_DEPENDENT_LAUNCH") == "0":
+    if os.environ.get("THINKSTREAM_DEPENDENT_LAUNCH") == "0":
         return False
-    return torch.cuda.get_device_capability(device) >= _HOPPER
+    return is_nvidia(device) and torch.cuda.get_device_capability(device) >= _HOPPER
 
 
 def launch_options(device: torch.device) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _logits_kernel(
 
 
 @triton.jit(do_not_specialize=("num_rows", "list_length"))
-def _pick_kernel(
+def pick_kernel(
     parts: tl.tensor,
     expert_ids: tl.tensor,
     weights: tl.tensor,
@@ -215,7 +215,7 @@ def route(
         PRECISION=dot_precision(hidden_TD.dtype), STAGES=tile.num_stages, WITH_LISTS=with_lists,
         DEPENDENT=is_dependent(device), num_warps=tile.num_warps, **launch_options(device),
     )  # fmt: skip
-    _pick_kernel[(num_rows,)](
+    pick_kernel[(num_rows,)](
         parts_PTE, expert_ids_TK, weights_TK, lists and lists.counts_E, lists and lists.pairs_EL,
         num_rows, num_rows,
         NUM_PARTS=num_parts, NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts, TOP_K=top_k,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .dense_small import norm_linear_small, norm_linear_small_reference
 from .launch import is_dependent, launch_options
-from .router import _pick_kernel, route_reference  # pyright: ignore[reportPrivateUsage]
+from .router import pick_kernel, route_reference
 from .tiles import power_of_2
 
 
@@ -37,7 +37,7 @@ def norm_route_small(
     (num_rows, num_experts), device = logits_TE.shape, logits_TE.device
     expert_ids_TK = torch.empty(num_rows, top_k, dtype=torch.int32, device=device)
     weights_TK = torch.empty(num_rows, top_k, dtype=torch.float32, device=device)
-    _pick_kernel[(num_rows,)](
+    pick_kernel[(num_rows,)](
         logits_TE, expert_ids_TK, weights_TK, None, None, num_rows, num_rows,
         NUM_PARTS=1, NUM_EXPERTS=num_experts, ALL_EXPERTS=power_of_2(num_experts), TOP_K=top_k,
         RENORMALIZE=renormalize, WITH_LISTS=False,
