@@ -84,12 +84,16 @@ class Thinker:
         residual_TD = ops.embed(inputs.input_ids_T, self.weights.embedding_VD)
         hidden_TD = ops.rms_norm(residual_TD, layers[0].input_norm_D, eps)
         for number, (layer, next_norm_D) in enumerate(zip(layers, next_norms_D, strict=True)):
-            addend_TD = self._attend(number, hidden_TD, layer.attention, attention)
+            # No name for what is added: the experts' outputs, apart, must not outlive their sum.
             hidden_TD, residual_TD = ops.add_rms_norm(
-                addend_TD, residual_TD, layer.post_attention_norm_D, eps
+                self._attend(number, hidden_TD, layer.attention, attention),
+                residual_TD,
+                layer.post_attention_norm_D,
+                eps,
             )
-            addend_TD = self._mlp(number, hidden_TD, layer.mlp)
-            hidden_TD, residual_TD = ops.add_rms_norm(addend_TD, residual_TD, next_norm_D, eps)
+            hidden_TD, residual_TD = ops.add_rms_norm(
+                self._mlp(number, hidden_TD, layer.mlp), residual_TD, next_norm_D, eps
+            )
         return ops.logits(hidden_TD.index_select(0, inputs.output_rows_S), self.weights.lm_head_VD)
 
     def _attend(

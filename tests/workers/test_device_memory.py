@@ -1,11 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from thinkstream_model.config import ThinkerConfig
-from thinkstream_workers.device_memory import reserve_bytes
+from thinkstream_model.inputs import StepInputs
+from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.parameters import ThinkerWeights
+from thinkstream_model.thinker import Thinker
+from thinkstream_workers.device_memory import reserve_bytes, step_bytes
 from thinkstream_workers.engine_config import EngineConfig
 
 RELEASED = ThinkerConfig(
@@ -46,3 +56,78 @@ def test_longer_contexts_and_larger_steps_take_more() -> None:
 def test_three_quarters_of_what_is_free_are_left_in_any_case() -> None:
     assert reserve(LIMITS, 1 << 30) == 1 << 28
     assert reserve(replace(LIMITS, slots=4_096)) == FREE_BYTES // 4
+
+
+weak_storage: Any = StorageWeakRef
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what new tensors take, all at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sizes: dict[Any, int] = {}
+        self.num_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given, made = _sizes((args, kwargs)), _sizes(result)
+        self._sizes |= {storage: size for storage, size in made.items() if storage not in given}
+        self._sizes = {storage: size for storage, size in self._sizes.items() if not storage.expired()}
+        self.num_bytes = max(self.num_bytes, sum(self._sizes.values()))
+        return result
+
+
+def _sizes(tree: Any) -> dict[Any, int]:
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return {weak_storage(storage): storage.nbytes() for storage in storages}
+
+
+@pytest.mark.parametrize(
+    ("config", "num_tokens"),
+    [
+        (RELEASED, 8_192),
+        (RELEASED, 256),
+        (replace(RELEASED, num_experts_per_tok=1), 16),
+        (replace(RELEASED, num_experts_per_tok=1), 1_024),
+        (replace(RELEASED, decoder_sparse_step=3, intermediate_size=8_192), 1_024),
+    ],
+    ids=["experts", "parts", "more parts", "attention", "dense"],
+)
+def test_no_step_takes_more_than_is_kept_for_its_tokens(
+    config: ThinkerConfig, num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    triton_ops = pytest.importorskip("thinkstream_model.triton_ops")
+    monkeypatch.setattr(triton.JITFunction, "run", _launch_nothing)
+    config = replace(config, num_layers=2)
+    weights = ThinkerWeights.empty(config, "meta", torch.bfloat16)
+    thinker = Thinker(weights, triton_ops.TritonOps(config, torch.device("meta")))
+    kv = KVCache.allocate(config, num_blocks=1, block_size=16, dtype=torch.bfloat16, device="meta")
+    inputs = _prompt(num_tokens)
+    with Peak() as peak:
+        thinker.forward(inputs, kv)
+    logits_bytes = config.vocab_size * 4
+    assert peak.num_bytes <= step_bytes(config, num_tokens, 2) + logits_bytes
+
+
+def _launch_nothing(kernel: object, *args: object, **options: object) -> None: ...
+
+
+def _prompt(num_tokens: int) -> StepInputs:
+    def some(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    return StepInputs(
+        input_ids_T=some(num_tokens),
+        positions_T=some(num_tokens),
+        slot_mapping_T=some(num_tokens),
+        cu_seqlens_q_B1=some(2, dtype=torch.int32),
+        context_lens_B=some(1, dtype=torch.int32),
+        block_tables_BM=some(1, num_tokens // 16, dtype=torch.int32),
+        output_rows_S=some(1),
+        query_lens=(num_tokens,),
+        context_lens=(num_tokens,),
+    )

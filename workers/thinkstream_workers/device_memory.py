@@ -14,6 +14,8 @@ from .step_graphs import MAX_GRAPHS
 
 _SPLIT_KEYS = 256
 """Keys of a split of the attention kernels."""
+_MAX_ROWS_IN_PARTS = 256
+"""Up to so many, what attention adds to the residual stream waits in four parts for its sum."""
 _GRAPH_BYTES = 8 << 20
 """Of one graph: some five hundred launches and their arguments."""
 _CODE_BYTES = 256 << 20
@@ -34,24 +36,36 @@ def reserve_bytes(config: ThinkerConfig, limits: EngineConfig, free_bytes: int, 
         dtype_bytes: Bytes of one number of the activations.
     """
     num_rows = bucket_rows(limits.slots)
-    token_bytes = _token_bytes(config, dtype_bytes)
     logits_bytes = num_rows * config.vocab_size * 4
     partial_bytes = _partial_bytes(config, limits, num_rows)
     # The sampler starts when the layers have given back what they took.
-    launched = max(limits.step_tokens * token_bytes, _LOGITS_OF_EXTRAS * logits_bytes)
+    launched = max(step_bytes(config, limits.step_tokens, dtype_bytes), _LOGITS_OF_EXTRAS * logits_bytes)
     launched += logits_bytes + partial_bytes
     # The graphs' partial results lie in pieces that grew with the contexts: each is twice the one before.
-    captured = max(num_rows, MAX_PROMPT_TOKENS) * token_bytes + logits_bytes + 2 * partial_bytes
-    captured += MAX_GRAPHS * _GRAPH_BYTES
+    captured = step_bytes(config, max(num_rows, MAX_PROMPT_TOKENS), dtype_bytes)
+    captured += logits_bytes + 2 * partial_bytes + MAX_GRAPHS * _GRAPH_BYTES
     handed_over = logits_bytes  # where a graph leaves them for the sampler
     return min(launched + captured + handed_over + _CODE_BYTES, int(free_bytes * _MAX_SHARE))
 
 
+def step_bytes(config: ThinkerConfig, num_tokens: int, dtype_bytes: int) -> int:
+    """Activations of a step, its logits and what attention finds in splits left out.
+
+    Args:
+        config: The Thinker's shape.
+        num_tokens: The step's.
+        dtype_bytes: Bytes of one number of the activations.
+    """
+    parts = 4 * 4 * config.hidden_size  # of a sum in float32
+    return num_tokens * _token_bytes(config, dtype_bytes) + min(num_tokens, _MAX_ROWS_IN_PARTS) * parts
+
+
 def _token_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
     """Activations of one token: the residual stream with its norms, and the widest that lies beside them."""
-    attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    # Queries, keys and values side by side, the queries anew, and the heads' outputs.
+    attention = (3 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     experts = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
-    dense = 3 * config.intermediate_size
+    dense = 8 * config.intermediate_size
     widest = max(attention, experts, dense)
     lists = 4 * config.num_experts * 9  # int32 places of its experts, and eight parts of its router's sums
     return (4 * config.hidden_size + widest) * dtype_bytes + lists
