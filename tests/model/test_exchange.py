@@ -1,36 +1,13 @@
-"""Placement tables, and the exchange that leaves everything where it is."""
+"""The exchange that leaves everything where it is."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.exchange import LocalExchange
 from thinkstream_model.ops import Routing
-from thinkstream_model.placement import ExpertCopy, ExpertPlacement
 from thinkstream_model.torch_ops import TorchOps
-
-
-def test_local_placement() -> None:
-    placement = ExpertPlacement.local(num_layers=2, num_experts=3)
-    assert placement.num_ranks == 1
-    assert placement.experts_of(0, layer=1) == {0: 0, 1: 1, 2: 2}
-    assert placement.experts_of(1, layer=1) == {}
-
-
-def test_copies_on_several_ranks() -> None:
-    hot, cold = (ExpertCopy(0, 0), ExpertCopy(1, 1)), (ExpertCopy(1, 0),)
-    placement = ExpertPlacement(((hot, cold),))
-    assert placement.num_ranks == 2
-    assert placement.experts_of(0, 0) == {0: 0}
-    assert placement.experts_of(1, 0) == {0: 1, 1: 0}
-
-
-@pytest.mark.parametrize("experts", [((),), ((ExpertCopy(0, 0),), (ExpertCopy(0, 0),))])
-def test_impossible_placements(experts: tuple[tuple[ExpertCopy, ...], ...]) -> None:
-    with pytest.raises(ValueError, match="layer 0"):
-        ExpertPlacement((experts,))
 
 
 def test_local_exchange(tiny_config: ThinkerConfig) -> None:
