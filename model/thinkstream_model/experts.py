@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .config import ThinkerConfig
-from .exchange import Exchange
-from .ops import Addend, Ops, Routing
+from .ops import Addend, Exchange, Ops, Routing
 from .parameters import MoeWeights
 
 

@@ -1,17 +1,17 @@
-"""The operations a Thinker is made of, and the seam behind which each device has its own.
+"""The operations a Thinker is made of, the seam behind which each device has its own, and that of experts.
 
 The model file calls these in order and knows nothing of how they are done. They are cut where a kernel
 gains by fusing: the norm with the residual's addition, query and key norm with rotation and the write
 into the cache, the router's softmax with its top-k.
 
-T tokens of the step, D hidden width, O any output width, Q width of queries, keys and values together,
-H query heads, C width of a head, E experts, K experts per token, I inner width, P parts of a sum, L pairs
-of one expert at most, S rows whose logits are wanted, V vocabulary.
+T tokens of the step, R rows that arrived at their experts, D hidden width, O any output width, Q width of
+queries, keys and values together, H query heads, C width of a head, E experts, K experts per token, I inner
+width, P parts of a sum, L pairs of one expert at most, S rows whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -19,9 +19,6 @@ from .inputs import StepInputs
 from .kv_cache import KVCache
 from .parameters import ThinkerWeights
 from .sampler import Sampled, SamplingInputs
-
-if TYPE_CHECKING:
-    from .exchange import Exchange
 
 
 class Parts(NamedTuple):
@@ -64,6 +61,32 @@ class Routing(NamedTuple):
     expert_ids_TK: Tensor
     weights_TK: Tensor
     lists: ExpertLists | None = None
+
+
+class Dispatched(NamedTuple):
+    """Rows that are to go through experts of this rank.
+
+    Attributes:
+        hidden_RD: The rows.
+        slots_RK: Integers, their places in this rank's stacked weights.
+        lists: The same by slot, where that is known already.
+    """
+
+    hidden_RD: Tensor
+    slots_RK: Tensor
+    lists: ExpertLists | None = None
+
+
+class Exchange(Protocol):
+    """How rows reach their experts and come home; knows where experts are. The model sees nothing else."""
+
+    def dispatch(self, layer: int, hidden_TD: Tensor, routing: Routing) -> Dispatched:
+        """Send every row to the ranks of its experts, whose numbers become slots of their stacked weights."""
+        ...
+
+    def combine(self, layer: int, outputs_RKD: Tensor, routing: Routing) -> Addend:
+        """Bring the experts' outputs home and sum them, weighted, in the order of k: [T, D]."""
+        ...
 
 
 class StepAttention(Protocol):

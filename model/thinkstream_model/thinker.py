@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .config import ThinkerConfig
 from .device_ops import ops_for
-from .exchange import Exchange, LocalExchange
+from .exchange import LocalExchange
 from .experts import Experts, Router
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .ops import Addend, Ops, StepAttention
+from .ops import Addend, Exchange, Ops, StepAttention
 from .parameters import AttentionWeights, DenseWeights, MoeWeights, ThinkerWeights
 from .sampler import Sampled, SamplingInputs
 

@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ThinkerConfig
-from .exchange import Exchange
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .ops import Addend, ExpertLists, Routing
+from .ops import Addend, Exchange, ExpertLists, Routing
 from .parameters import ThinkerWeights
 from .rms_norm import rms_norm
 from .rope import rotary_table

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ThinkerConfig
-from .exchange import Exchange, LocalExchange
+from .exchange import LocalExchange
 from .inputs import StepInputs
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
@@ -28,7 +28,7 @@ from .kernels.prologue import attention_prologue
 from .kernels.router import lists_of, route
 from .kernels.sampling import sample_tokens
 from .kv_cache import KVCache
-from .ops import Addend, ExpertLists, Parts, Routing
+from .ops import Addend, Exchange, ExpertLists, Parts, Routing
 from .parameters import ThinkerWeights
 from .rope import Rotation, rotary_table
 from .sampler import Sampled, SamplingInputs, apply_extras, logprobs_of

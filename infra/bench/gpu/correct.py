@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from thinkstream_model.config import ThinkerConfig
-from thinkstream_model.exchange import Dispatched, LocalExchange
+from thinkstream_model.exchange import LocalExchange
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
-from thinkstream_model.ops import Ops, Routing
+from thinkstream_model.ops import Dispatched, Ops, Routing
 from thinkstream_model.parameters import (
     AttentionWeights,
     DenseWeights,

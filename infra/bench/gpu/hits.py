@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thinkstream_model.exchange import Dispatched, LocalExchange
-from thinkstream_model.ops import Ops, Routing
+from thinkstream_model.exchange import LocalExchange
+from thinkstream_model.ops import Dispatched, Ops, Routing
 
 
 class CountingExchange(LocalExchange):
