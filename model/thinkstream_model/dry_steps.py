@@ -58,13 +58,13 @@ def compile_steps(
     steps = _DrySteps(weights, ops, num_valid_ids, block_size)
 
     def run() -> None:
-        for num_rows in _doubling(1, max_sequences):
-            for context in _doubling(_LEAST_CONTEXT, max_context):
+        for num_rows in doubling(1, max_sequences):
+            for context in doubling(_LEAST_CONTEXT, max_context):
                 if num_rows == 1 or context <= _LONG_CONTEXT:
                     steps.run((1,) * num_rows, context)
             steps.run((2,) * num_rows, 2)
         short = range(_PROMPT_TOKENS, min(_LONG_PROMPT, max_tokens), _PROMPT_TOKENS)
-        for num_tokens in (*short, *_doubling(_LONG_PROMPT, max_tokens)):
+        for num_tokens in (*short, *doubling(_LONG_PROMPT, max_tokens)):
             steps.run((min(num_tokens, max_tokens),), max_context)
 
     num_kernels = compile_ahead(run)
@@ -124,8 +124,8 @@ class _DrySteps:
         return torch.zeros(shape, dtype=dtype, device=self._thinker.device)
 
 
-def _doubling(first: int, last: int) -> Iterator[int]:
-    """From the first to the last, each twice the one before."""
+def doubling(first: int, last: int) -> Iterator[int]:
+    """From the first to the last, each twice the one before; the last alone where the first is beyond it."""
     number = first
     while number < last:
         yield number

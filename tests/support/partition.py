@@ -50,6 +50,12 @@ class Partition(World):
         return found
 
 
+def sweep(partition: Partition) -> functions.Swept:
+    """One sweep of the only partition."""
+    done: functions.Swept = partition.run(functions.sweep(KEYS, 0))
+    return done
+
+
 def row(claimed: Claimed, length: int) -> StepRow:
     entry = wire.encode_entry([1] * claimed.grain, 0, "")
     return StepRow(claimed.ref, length, entry, claimed.mk, claimed.grain)

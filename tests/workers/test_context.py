@@ -54,9 +54,8 @@ def test_a_start_that_fails_leaves_the_context_open(
         start("half", max_context=256)
 
 
-def test_of_replicas_that_start_together_one_sets_the_context(
-    service: Service, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def set_context_meanwhile(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another replica sets a context of 256 while ours warms up."""
     warm_up = WarmUp.run
 
     def meanwhile(other: WarmUp) -> None:
@@ -64,19 +63,19 @@ def test_of_replicas_that_start_together_one_sets_the_context(
         service.connection.run(functions.context_claim(service.keys, 256))
 
     monkeypatch.setattr(WarmUp, "run", meanwhile)
+
+
+def test_of_replicas_that_start_together_one_sets_the_context(
+    service: Service, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_context_meanwhile(service, monkeypatch)
     assert len(only_result(service, start, 250).ids) == 6
 
 
 def test_a_replica_that_finds_another_context_set_meanwhile_does_not_serve(
     service: Service, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warm_up = WarmUp.run
-
-    def meanwhile(other: WarmUp) -> None:
-        warm_up(other)
-        service.connection.run(functions.context_claim(service.keys, 256))
-
-    monkeypatch.setattr(WarmUp, "run", meanwhile)
+    set_context_meanwhile(service, monkeypatch)
     with pytest.raises(ConfigError, match=r"context of 256 tokens, this replica one of 128: "):
         start("small", max_context=128)
     assert service.connection.run(functions.sessions(service.keys, 0)) == []

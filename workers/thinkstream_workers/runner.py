@@ -98,7 +98,7 @@ class ModelRunner:
         self._check_ids(inputs["input_ids_T"], before)
         sampling = sampling_arrays(batch)
         hints = sampling_hints(batch, sampling)
-        bucket = self._bucket_of(batch, hints)
+        bucket = None if self._graphs is None else self._bucket_of(batch, hints)
         if self._graphs is None or bucket is None:
             tensors = self._send(inputs | sampling)  # host -> device, one copy
             logits_SV = self._forward(tensors, StepLengths(batch.query_lens, batch.context_lens))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from thinkstream_client.errors import ServiceUnavailable
 from thinkstream_client.records import JobRef
+from thinkstream_model.dry_steps import doubling
 
 from .buckets import MAX_PROMPT_TOKENS, prompt_buckets
 from .engine import Engine
@@ -85,14 +86,14 @@ class WarmUp:
         Raises:
             ServiceUnavailable: The engine fails.
         """
-        for num_rows in reversed([*_doubling(1, num_seqs)]):
+        for num_rows in reversed([*doubling(1, num_seqs)]):
             self._do([_SHORT] * num_rows)
         for sampling in (_UNFILTERED, _WITH_EXTRAS):
             self._do([_SHORT] * num_seqs, sampling)
         for num_tokens in _CONTEXTS:
             for num_rows in (1, num_seqs):
                 self._do([self._prompt(num_tokens), *[_SHORT] * (num_rows - 1)])
-        longer = _doubling(MAX_PROMPT_TOKENS, min(step_tokens, self._engine.max_context))
+        longer = doubling(MAX_PROMPT_TOKENS, min(step_tokens, self._engine.max_context))
         for num_tokens in (*prompt_buckets(), *prompt_buckets(), *longer):  # captured the second time
             self._do([self._prompt(num_tokens)], _ONE_TOKEN)
 
@@ -148,15 +149,6 @@ class WarmUp:
         for end in ends:
             if end.error is not None:
                 raise ServiceUnavailable(f"the engine's first step failed: {end.error.message}")
-
-
-def _doubling(first: int, last: int) -> Iterator[int]:
-    """From the first to the last, each twice the one before; the last alone where the first is beyond it."""
-    number = first
-    while number < last:
-        yield number
-        number *= 2
-    yield last
 
 
 def affordable_tokens(num_tokens: int, step_s: float, lease_ms: int) -> int:

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from tests.support.partition import FAILURE, KEYS, NOT_OURS, OK, Partition, finish, step
+from tests.support.partition import FAILURE, KEYS, NOT_OURS, OK, Partition, finish, step, sweep
 
 from thinkstream_client.errors import Fenced
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.records import FinishReason, JobRef, JobStatus
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture
-def partition(any_redis_url: str) -> Iterator[Partition]:
-    partition = Partition(any_redis_url)
-    yield partition
-    partition.close()
-
-
-def sweep(partition: Partition) -> functions.Swept:
-    done: functions.Swept = partition.run(functions.sweep(KEYS, 0))
-    return done
 
 
 def end_of(partition: Partition, ref: JobRef) -> tuple[FinishReason, int]:

@@ -5,7 +5,6 @@ The gate in ``infra.mutations`` removes the checks one at a time and expects the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,13 +29,6 @@ CALLS: dict[str, Make] = {
         KEYS, 0, session, nonce, replica="x", slots=99, lease_ms=9, info={}
     ),
 }
-
-
-@pytest.fixture
-def partition(any_redis_url: str) -> Iterator[Partition]:
-    partition = Partition(any_redis_url)
-    yield partition
-    partition.close()
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step
@@ -15,13 +14,6 @@ from thinkstream_client.records import (
     JobStatus,
     Request,
 )
-
-
-@pytest.fixture
-def partition(any_redis_url: str) -> Iterator[Partition]:
-    partition = Partition(any_redis_url)
-    yield partition
-    partition.close()
 
 
 def test_a_lease_that_is_over_takes_no_jobs(partition: Partition) -> None:

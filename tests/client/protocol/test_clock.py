@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
-from tests.support.partition import FAILURE, KEYS, OK, Partition, step
+from tests.support.partition import FAILURE, KEYS, OK, Partition, step, sweep
 
 from thinkstream_client.protocol import functions
 from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
 
 JUMP_MS = 600_000
-
-
-@pytest.fixture
-def partition(any_redis_url: str) -> Iterator[Partition]:
-    partition = Partition(any_redis_url)
-    yield partition
-    partition.close()
-
-
-def sweep(partition: Partition) -> functions.Swept:
-    done: functions.Swept = partition.run(functions.sweep(KEYS, 0))
-    return done
 
 
 def go_back(partition: Partition, key: str) -> None:

@@ -5,11 +5,11 @@ The fuzzing beside it is in ``tests/delivery``; here each way is walked once, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step
+from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step, sweep
 
 from thinkstream_client.errors import QueueFull
 from thinkstream_client.protocol import functions, wire
@@ -26,18 +26,6 @@ OTHERS = [
     *("batch:a:b", "left:a:b", "over:a:b", "job:a:old", "out:a:old"),
 ]
 RUBBISH = ["nan", "inf", "-1", "1.5", "many", "", "9" * 30]
-
-
-@pytest.fixture
-def partition(any_redis_url: str) -> Iterator[Partition]:
-    partition = Partition(any_redis_url)
-    yield partition
-    partition.close()
-
-
-def sweep(partition: Partition) -> functions.Swept:
-    done: functions.Swept = partition.run(functions.sweep(KEYS, 0))
-    return done
 
 
 def letters(partition: Partition) -> list[tuple[str, str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.support.partition import FAILURE, KEYS, OK, Partition, finish
+from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, sweep
 
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
@@ -14,13 +14,6 @@ from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
 REF = JobRef("a", "j")
 FAR_MS = 8_000_000_000_000
 QUEUE, AGAIN, DUE, RUNNING = KEYS.queue(0, 1, "a"), KEYS.again(0, 1), KEYS.due(0), KEYS.running(0)
-
-
-@pytest.fixture
-def partition(any_redis_url: str) -> Iterator[Partition]:
-    partition = Partition(any_redis_url)
-    yield partition
-    partition.close()
 
 
 def queued(partition: Partition) -> None:
@@ -71,11 +64,6 @@ def others(raw: Any, key: str) -> None:
         raw.xadd(key, {"job": "other", "cost": "1"}, id=raw.hget(KEYS.job(REF), "entry"))
     else:
         raw.zadd(key, {"a:other": 1, "retry:a:other": FAR_MS})
-
-
-def sweep(partition: Partition) -> functions.Swept:
-    done: functions.Swept = partition.run(functions.sweep(KEYS, 0))
-    return done
 
 
 @pytest.mark.parametrize("write", [text, delete, sealed, others])
