@@ -108,6 +108,20 @@ def test_decodes(device: torch.device) -> None:
     _assert_same_caches(*both(device, PaperCapture(), play))
 
 
+@pytest.mark.parametrize("lengths", [[20], [3, 40, 2], [5] * 8])
+def test_prompts_beside_decodes(device: torch.device, lengths: list[int]) -> None:
+    def play(side: Side) -> None:
+        decodes = side.sequences([17, 5, 40])
+        side.step(decodes)
+        prompts = side.sequences(lengths)
+        side.step([*decodes, *prompts])
+        side.step([*decodes, *prompts])  # each from the token that the step before has left on the device
+
+    capture = PaperCapture()
+    plain, captured = both(device, capture, play)
+    _assert_same_caches(plain, captured)
+
+
 def _assert_same_caches(plain: Side, captured: Side) -> None:
     """What pads must not write, least of all over the last token."""
     for cache_NSHC, expected_NSHC in zip(
@@ -135,7 +149,9 @@ def test_graphs_of_every_kind_between_steps_that_have_none(device: torch.device)
                 side.step(decoded)  # prompts and what is left of them, launch by launch
                 for _ in range(4):
                     side.step(decoded)
-            side.step([*other, *side.sequences([9])])  # mixed: has no graph
+            for _ in range(4):
+                side.step([*other, *side.sequences([9])])
+            side.step([*other, *side.sequences([3] * 9)])  # more prompts than a graph has room for
             for decoded in (many, few, other):
                 side.step(decoded)
         for length in (2, 20, 64, 70, 64, 20):

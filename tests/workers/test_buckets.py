@@ -1,9 +1,16 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from thinkstream_workers.buckets import Bucket, bucket_rows, padded_arrays, prompt_buckets
+from thinkstream_workers.buckets import (
+    MAX_PROMPT_TOKENS,
+    MAX_PROMPTS,
+    Bucket,
+    bucket_rows,
+    most_sequences,
+    prompt_buckets,
+    rows_beside_prompts,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,54 +27,57 @@ def test_a_decode_is_padded_by_a_quarter_at_most(num_rows: int, rows: int) -> No
     [(1, 256, 256), (1, 257, 512), (9, 1_025, 2_048), (1, 4_097, 5_000)],
 )
 def test_a_context_is_at_most_doubled(num_rows: int, max_context: int, context: int) -> None:
-    bucket = Bucket.of(num_rows, num_rows, max_context, "filtered", longest=5_000)
-    assert bucket == (bucket_rows(num_rows), bucket_rows(num_rows), context, "filtered")
-    assert bucket.is_decode
-    assert bucket.lengths == ((1,) * bucket.num_sequences, (context,) * bucket.num_sequences, False)
+    bucket = Bucket.of((1,) * num_rows, (max_context,) * num_rows, "filtered", longest=5_000)
+    assert bucket == (bucket_rows(num_rows), context, 0, 0, "filtered")
+    rows = bucket.num_decodes
+    assert (bucket.num_tokens, bucket.num_sequences) == (rows, rows)
+    assert bucket.lengths == ((1,) * rows, (context,) * rows, False)
 
 
-def test_a_prompt_has_one_sequence_and_one_bucket_for_all_contexts() -> None:
-    buckets = {Bucket.of(70, 1, context, "none", longest=5_000) for context in (70, 300, 5_000)}
-    assert buckets == {(128, 1, 5_000, "none")}
-    assert buckets.pop().lengths == ((128,), (5_000,), True)
-    assert Bucket.of(512, 1, 512, "none", longest=5_000).num_tokens in prompt_buckets()
-
-
-def test_what_pads_a_decode_is_its_last_token_and_writes_nothing() -> None:
-    arrays = {
-        "input_ids_T": np.array([5, 6, 7]),
-        "slot_mapping_T": np.array([48, 49, 50]),
-        "cu_seqlens_q_B1": np.array([0, 1, 2, 3], dtype=np.int32),
-        "context_lens_B": np.array([1, 20, 30], dtype=np.int32),
-        "block_tables_BM": np.array([[3, 0], [4, 5], [8, 9]], dtype=np.int32),
-        "output_rows_S": np.array([0, 1, 2]),
-        "temperature_B": np.array([0.0, 0.5, 1.0], dtype=np.float32),
+def test_prompts_have_one_bucket_for_all_contexts_and_all_numbers_of_them() -> None:
+    buckets = {
+        Bucket.of(query_lens, [context] * len(query_lens), "none", longest=5_000)
+        for query_lens in ([70], [66, 4], [10, *[8] * 7])
+        for context in (70, 300, 5_000)
     }
-    padded = padded_arrays(arrays, Bucket(5, 5, 256, "filtered"), block_size=64)
-    assert padded["input_ids_T"].tolist() == [5, 6, 7, 7, 7]
-    assert padded["slot_mapping_T"].tolist() == [48, 49, 50, -1, -1]
-    assert padded["cu_seqlens_q_B1"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert padded["context_lens_B"].tolist() == [1, 20, 30, 30, 30]
-    assert padded["output_rows_S"].tolist() == [0, 1, 2, 2, 2]
-    assert padded["temperature_B"].tolist() == [0.0, 0.5, 1.0, 1.0, 1.0]
-    assert padded["block_tables_BM"].tolist() == [[3, 0, 0, 0], [4, 5, 0, 0], *[[8, 9, 0, 0]] * 3]
-    assert {name: array.dtype for name, array in padded.items()} == {
-        name: array.dtype for name, array in arrays.items()
-    }
-    assert arrays["slot_mapping_T"].tolist() == [48, 49, 50]
+    assert buckets == {(0, 0, 128, 5_000, "none")}
+    bucket = Bucket.of([70], [70], "none", longest=5_000)
+    assert bucket is not None
+    assert (bucket.num_tokens, bucket.num_sequences) == (128, MAX_PROMPTS)
+    assert bucket.lengths == ((128,) * MAX_PROMPTS, (5_000,) * MAX_PROMPTS, True)
 
 
-def test_what_pads_a_prompt_belongs_to_no_sequence_and_writes_nothing() -> None:
-    arrays = {
-        "input_ids_T": np.array([5, 6, 7]),
-        "slot_mapping_T": np.array([48, 49, 50]),
-        "cu_seqlens_q_B1": np.array([0, 3], dtype=np.int32),
-        "context_lens_B": np.array([3], dtype=np.int32),
-        "block_tables_BM": np.array([[3]], dtype=np.int32),
-        "output_rows_S": np.array([2]),
-    }
-    padded = padded_arrays(arrays, Bucket(6, 1, 256, "filtered"), block_size=64)
-    assert padded["input_ids_T"].tolist() == [5, 6, 7, 7, 7, 7]
-    assert padded["slot_mapping_T"].tolist() == [48, 49, 50, -1, -1, -1]
-    assert padded["cu_seqlens_q_B1"].tolist() == [0, 3]
-    assert padded["output_rows_S"].tolist() == [2]
+@pytest.mark.parametrize(
+    ("num_rows", "rows", "max_context", "context"),
+    [(1, 1, 20, 1_024), (3, 4, 1_024, 1_024), (65, 128, 1_025, 2_048), (200, 256, 5_000, 5_000)],
+)
+def test_beside_prompts_decodes_have_fewer_buckets(
+    num_rows: int, rows: int, max_context: int, context: int
+) -> None:
+    query_lens = (*[1] * num_rows, 500, 12)
+    bucket = Bucket.of(query_lens, (*[max_context] * num_rows, 500, 12), "filtered", longest=5_000)
+    assert bucket == (rows, context, 512, 5_000, "filtered")
+    assert (bucket.num_tokens, bucket.num_sequences) == (rows + 512, rows + MAX_PROMPTS)
+    assert bucket.lengths.query_lens == (1,) * rows + (512,) * MAX_PROMPTS
+    assert bucket.lengths.context_lens == (context,) * rows + (5_000,) * MAX_PROMPTS
+
+
+@pytest.mark.parametrize(
+    "query_lens", [(MAX_PROMPT_TOKENS + 1,), (1, 1, 1_000, 25), (2,) * (MAX_PROMPTS + 1)]
+)
+def test_more_prompts_than_gain_by_a_graph_have_no_bucket(query_lens: tuple[int, ...]) -> None:
+    assert Bucket.of(query_lens, query_lens, "none", longest=5_000) is None
+
+
+def test_buckets_of_prompts_waste_a_quarter_at_most_behind_256_tokens() -> None:
+    for num_tokens in range(2, MAX_PROMPT_TOKENS + 1):
+        bucket = Bucket.of((num_tokens,), (num_tokens,), "none", longest=5_000)
+        assert bucket is not None
+        assert bucket.num_prompt_tokens in prompt_buckets()
+        assert num_tokens <= bucket.num_prompt_tokens < max(num_tokens * 1.25, num_tokens + 64)
+
+
+@pytest.mark.parametrize("slots", [1, 5, 17, 64, 100, 200, 256, 300])
+def test_no_bucket_is_wider_than_the_widest(slots: int) -> None:
+    widest = max(max(bucket_rows(n), rows_beside_prompts(n) + MAX_PROMPTS) for n in range(1, slots + 1))
+    assert most_sequences(slots) == widest

@@ -288,14 +288,14 @@ def collect(runner: ModelRunner, step: InFlight) -> SampledTokens:
     return tokens
 
 
-def test_a_step_of_mixed_kinds_or_without_a_token_has_no_graph(thinker: Thinker) -> None:
+def test_a_step_in_which_a_sequence_gets_no_token_has_no_graph(thinker: Thinker) -> None:
     capture = PaperCapture()
     runner = runner_of(thinker, capture)
     blocks = BlockManager(32, BLOCK)
     for _ in range(3):
-        one, other = sequence_of(blocks, [1, 2, 3]), sequence_of(blocks, [4])
-        tokens_of(runner, Batch.of([other, one], [1, 3]))
-        tokens_of(runner, Batch.of([one], [1]))  # the middle of a prompt
+        decode, prompt = sequence_of(blocks, [4]), sequence_of(blocks, [1, 2, 3])
+        tokens_of(runner, Batch.of([decode, prompt], [1, 2]))
+        tokens_of(runner, Batch.of([prompt], [2]))
     assert not capture.graphs
 
 

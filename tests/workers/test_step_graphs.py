@@ -14,7 +14,7 @@ from thinkstream_workers.buckets import Bucket
 from thinkstream_workers.step_arrays import Array
 from thinkstream_workers.step_graphs import StepGraphs
 
-FIRST, SECOND, THIRD = (Bucket(rows, rows, 256, "filtered") for rows in (1, 2, 3))
+FIRST, SECOND, THIRD = (Bucket(rows, 256, 0, 0, "filtered") for rows in (1, 2, 3))
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
     torch.AcceleratorError("CUDA error: out of memory"),
@@ -35,7 +35,11 @@ class Steps:
         num_rows = bucket.num_sequences
         arrays: dict[str, Array] = {
             "input_ids_T": np.arange(first_id, first_id + num_rows),
+            "positions_T": np.arange(num_rows),
             "slot_mapping_T": np.arange(num_rows),
+            "output_rows_S": np.arange(num_rows),
+            "cu_seqlens_q_B1": np.arange(num_rows + 1, dtype=np.int32),
+            "context_lens_B": np.ones(num_rows, dtype=np.int32),
             "block_tables_BM": np.zeros((num_rows, 1), dtype=np.int32),
         }
         self._graphs.run(arrays, bucket)

@@ -1,21 +1,21 @@
 """Steps of any size brought to few sizes, so that what was captured for one replays for others.
 
-T tokens of the bucket, B sequences, M blocks of its longest context.
+A bucket has room for decodes, for prompts behind them, or for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
+from .step_arrays import StepLengths
 
-from .step_arrays import Array, StepLengths
-
-MAX_PROMPT_TOKENS = 512
-"""Tokens of a prompt that still gets a graph; longer ones keep the device busy while the host launches."""
-_PROMPT_TOKENS = 64
-"""Prompts' buckets are multiples of it."""
+MAX_PROMPTS = 8
+"""Prompts of a step that still gets a graph. Where there are any there is room for all of them: one without
+tokens costs nothing that would be worth a bucket of its own."""
+MAX_PROMPT_TOKENS = 1_024
+"""Tokens of these prompts; more keep the device busy while the host launches."""
+_PROMPT_TOKENS = (*range(64, 512, 64), *range(512, MAX_PROMPT_TOKENS + 1, 128))
 
 _ROWS: tuple[int, ...] = (
     *range(1, 9),
@@ -30,6 +30,8 @@ _CONTEXT_TOKENS = 256
 Wider steps would be fewer buckets, but each row and key head has a program for every split of the bucket's
 context. One that finds no keys still takes its turn, and many of them rule out the kernel for few.
 """
+_CONTEXT_BESIDE_PROMPTS = 1_024
+"""The same beside prompts: such steps take long enough not to notice, and their buckets are many enough."""
 
 Sampling = Literal["filtered", "unfiltered", "none"]
 """What a graph does behind the logits: sample, with filters or without; or leave it to who replays it."""
@@ -39,92 +41,104 @@ class Bucket(NamedTuple):
     """What steps have in common that replay one graph.
 
     Attributes:
-        num_tokens: Tokens of all sequences, padding included.
-        num_sequences: As many as tokens where each decodes one, else 1.
-        max_context: Keys of the longest sequence at most.
+        num_decodes: Sequences of one token each, padding included; they come first.
+        decode_context: Keys of the longest of them at most.
+        num_prompt_tokens: Tokens of all prompts behind them, padding included; 0 without prompts.
+        prompt_context: Keys of the longest prompt at most.
         sampling: How far the graph goes.
     """
 
-    num_tokens: int
-    num_sequences: int
-    max_context: int
+    num_decodes: int
+    decode_context: int
+    num_prompt_tokens: int
+    prompt_context: int
     sampling: Sampling
 
     @classmethod
     def of(
-        cls, num_tokens: int, num_sequences: int, max_context: int, sampling: Sampling, *, longest: int
-    ) -> Bucket:
-        """The smallest one that holds a step.
+        cls, query_lens: Sequence[int], context_lens: Sequence[int], sampling: Sampling, *, longest: int
+    ) -> Bucket | None:
+        """The smallest one that holds a step; None for a step of more prompts than gain by a graph.
 
         Args:
-            num_tokens: Tokens of the step.
-            num_sequences: Its sequences.
-            max_context: Keys of the longest of them.
-            sampling: How far its graph goes.
-            longest: Keys that any sequence may have.
+            query_lens: Tokens of each sequence: decodes', then prompts'.
+            context_lens: Keys of each.
+            sampling: How far the graph goes.
+            longest: Keys that any sequence may have. A prompt's attention does not follow from its bucket's
+                context, so one bucket does for all.
         """
-        if num_tokens > num_sequences:
-            # A prompt's attention does not follow from the bucket's context: one does for all.
-            return cls(-(-num_tokens // _PROMPT_TOKENS) * _PROMPT_TOKENS, 1, longest, sampling)
-        num_rows = bucket_rows(num_tokens)
-        context = _CONTEXT_TOKENS
-        while context < max_context:
-            context *= 2
-        return cls(num_rows, num_rows, min(context, longest), sampling)
+        num_decodes = count_decodes(query_lens)
+        num_prompts, num_prompt_tokens = len(query_lens) - num_decodes, sum(query_lens[num_decodes:])
+        if num_prompts > MAX_PROMPTS or num_prompt_tokens > MAX_PROMPT_TOKENS:
+            return None
+        context = max(context_lens[:num_decodes], default=0)
+        if not num_prompts:
+            context = _doubled_to(context, _CONTEXT_TOKENS, longest)
+            return cls(bucket_rows(num_decodes), context, 0, 0, sampling)
+        if num_decodes:
+            num_decodes = rows_beside_prompts(num_decodes)
+            context = _doubled_to(context, _CONTEXT_BESIDE_PROMPTS, longest)
+        num_prompt_tokens = next(size for size in _PROMPT_TOKENS if size >= num_prompt_tokens)
+        return cls(num_decodes, context, num_prompt_tokens, longest, sampling)
 
     @property
-    def is_decode(self) -> bool:
-        """Whether each sequence has one token."""
-        return self.num_tokens == self.num_sequences
+    def num_tokens(self) -> int:
+        """Tokens of all sequences, padding included."""
+        return self.num_decodes + self.num_prompt_tokens
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts, padding included."""
+        return MAX_PROMPTS if self.num_prompt_tokens else 0
+
+    @property
+    def num_sequences(self) -> int:
+        """Decodes and prompts, padding included."""
+        return self.num_decodes + self.num_prompts
 
     @property
     def lengths(self) -> StepLengths:
         """What the kernels are launched for."""
+        decodes, prompts = self.num_decodes, self.num_prompts
         return StepLengths(
-            query_lens=(self.num_tokens // self.num_sequences,) * self.num_sequences,
-            context_lens=(self.max_context,) * self.num_sequences,
-            has_padding=not self.is_decode,
+            query_lens=(1,) * decodes + (self.num_prompt_tokens,) * prompts,
+            context_lens=(self.decode_context,) * decodes + (self.prompt_context,) * prompts,
+            has_padding=prompts > 0,
         )
 
 
-def padded_arrays(arrays: Mapping[str, Array], bucket: Bucket, block_size: int) -> dict[str, Array]:
-    """Brings a step's arrays to the size of its bucket.
-
-    What pads is the step's last token once more, so that it asks for no further expert, and it writes
-    nothing. In a decode it is a sequence of its own, which reads the last one's keys again. Behind a prompt
-    it belongs to no sequence.
-    """
-    sizes = {
-        "T": bucket.num_tokens,
-        "B": bucket.num_sequences,
-        "BM": bucket.num_sequences,
-        "S": bucket.num_sequences,
-    }
-    padded = {
-        name: _repeat_last(array, sizes.get(name.rpartition("_")[2], len(array)))
-        for name, array in arrays.items()
-    }
-    padded["slot_mapping_T"][len(arrays["slot_mapping_T"]) :] = -1
-    if bucket.is_decode:
-        padded["cu_seqlens_q_B1"] = np.arange(bucket.num_sequences + 1, dtype=np.int32)
-    tables_BM = padded["block_tables_BM"]
-    num_blocks = -(-bucket.max_context // block_size)
-    padded["block_tables_BM"] = np.pad(tables_BM, ((0, 0), (0, num_blocks - tables_BM.shape[1])))
-    return padded
+def count_decodes(query_lens: Sequence[int]) -> int:
+    """Sequences of one token, of those that stand before the first with more."""
+    return next((row for row, num_tokens in enumerate(query_lens) if num_tokens > 1), len(query_lens))
 
 
-def _repeat_last(array: Array, length: int) -> Array:
-    return array[np.minimum(np.arange(length), len(array) - 1)]
-
-
-def prompt_buckets() -> range:
+def prompt_buckets() -> tuple[int, ...]:
     """Tokens of the buckets of prompts."""
-    return range(_PROMPT_TOKENS, MAX_PROMPT_TOKENS + 1, _PROMPT_TOKENS)
+    return _PROMPT_TOKENS
 
 
 def bucket_rows(num_rows: int) -> int:
-    """Rows of the smallest bucket that holds so many: exact up to 8, within a quarter beyond."""
+    """Rows of the smallest bucket of decodes that holds so many: exact up to 8, within a quarter beyond."""
     for rows in _ROWS:
         if rows >= num_rows:
             return rows
     return (num_rows + 31) // 32 * 32
+
+
+def rows_beside_prompts(num_rows: int) -> int:
+    """Rows of the smallest bucket that holds so many decodes and prompts too: doubled up to 128."""
+    for rows in (1, 2, 4, 8, 16, 32, 64):
+        if rows >= num_rows:
+            return rows
+    return (num_rows + 127) // 128 * 128
+
+
+def most_sequences(max_num_seqs: int) -> int:
+    """Sequences of the widest bucket, padding included, where so many take part in a step at most."""
+    return rows_beside_prompts(max_num_seqs) + MAX_PROMPTS
+
+
+def _doubled_to(context: int, least: int, longest: int) -> int:
+    while least < context:
+        least *= 2
+    return min(least, longest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from thinkstream_model.config import ThinkerConfig
 
-from .buckets import MAX_PROMPT_TOKENS, bucket_rows
+from .buckets import MAX_PROMPT_TOKENS, MAX_PROMPTS, rows_beside_prompts
 from .engine_config import EngineConfig
 from .step_graphs import MAX_GRAPHS
 
@@ -35,14 +35,14 @@ def reserve_bytes(config: ThinkerConfig, limits: EngineConfig, free_bytes: int, 
         free_bytes: What is free now that the weights are there.
         dtype_bytes: Bytes of one number of the activations.
     """
-    num_rows = bucket_rows(limits.slots)
-    logits_bytes = num_rows * config.vocab_size * 4
+    num_rows = rows_beside_prompts(limits.slots)
+    logits_bytes = (num_rows + MAX_PROMPTS) * config.vocab_size * 4
     partial_bytes = _partial_bytes(config, limits, num_rows)
     # The sampler starts when the layers have given back what they took.
     launched = max(step_bytes(config, limits.step_tokens, dtype_bytes), _LOGITS_OF_EXTRAS * logits_bytes)
     launched += logits_bytes + partial_bytes
     # The graphs' partial results lie in pieces that grew with the contexts: each is twice the one before.
-    captured = step_bytes(config, max(num_rows, MAX_PROMPT_TOKENS), dtype_bytes)
+    captured = step_bytes(config, num_rows + MAX_PROMPT_TOKENS, dtype_bytes)
     captured += logits_bytes + 2 * partial_bytes + MAX_GRAPHS * _GRAPH_BYTES
     handed_over = logits_bytes  # where a graph leaves them for the sampler
     return min(launched + captured + handed_over + _CODE_BYTES, int(free_bytes * _MAX_SHARE))

@@ -18,7 +18,7 @@ from thinkstream_model.sampler import Sampled
 from thinkstream_model.thinker import Thinker
 
 from .batch import Batch, SampledTokens
-from .buckets import MAX_PROMPT_TOKENS, Bucket, Sampling, bucket_rows
+from .buckets import Bucket, Sampling, most_sequences
 from .device_errors import is_fatal
 from .packing import send
 from .readback import listed, logprobs_of, to_host
@@ -76,7 +76,7 @@ class ModelRunner:
         self._kv = kv
         self._num_valid_ids = num_valid_ids
         self._max_context = max_context
-        num_rows, device = bucket_rows(max_num_seqs), thinker.device
+        num_rows, device = most_sequences(max_num_seqs), thinker.device
         self._newest_ids_S = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._graphs: StepGraphs | None = None
         if capture is not None:
@@ -150,18 +150,13 @@ class ModelRunner:
         return sampled
 
     def _bucket_of(self, batch: Batch, hints: SamplingHints) -> Bucket | None:
-        """The bucket of a step that may be a graph: of decodes, or of what is left of one short prompt."""
-        num_tokens, num_sequences = sum(batch.query_lens), len(batch.sequences)
-        is_decode = num_tokens == num_sequences
-        is_prompt = num_sequences == 1 and num_tokens <= MAX_PROMPT_TOKENS
-        if len(batch.sampled) < num_sequences or not (is_decode or is_prompt):
+        """The bucket of a step that may be a graph: each sequence gets a token."""
+        if len(batch.sampled) < len(batch.sequences):
             return None
         sampling: Sampling = "none"
         if batch.is_plain:
             sampling = "unfiltered" if hints.unfiltered else "filtered"
-        return Bucket.of(
-            num_tokens, num_sequences, max(batch.context_lens), sampling, longest=self._max_context
-        )
+        return Bucket.of(batch.query_lens, batch.context_lens, sampling, longest=self._max_context)
 
     def _send(self, arrays: dict[str, Array]) -> dict[str, Tensor]:
         return send(arrays, self._thinker.device)

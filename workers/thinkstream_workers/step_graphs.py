@@ -1,7 +1,7 @@
 """Steps as graphs, one per bucket of sizes, captured as they are met.
 
 A step is some five hundred small launches, more than a host can make in the time that the device needs for
-a decode or a short prompt. A graph makes them one. It replays over fixed memory, so a step's arrays are
+decodes and short prompts. A graph makes them one. It replays over fixed memory, so a step's arrays are
 brought to the size of their bucket and copied there in one piece.
 """
 
@@ -17,15 +17,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .buckets import Bucket, padded_arrays
+from .buckets import Bucket
 from .device_errors import is_out_of_memory
 from .packing import pack, unpack
+from .padding import padded_arrays
 from .step_arrays import Array
 
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 64
-"""Graphs at one time. Of a replica's some hundred buckets so many are in use; each takes memory."""
+"""Graphs at one time. Of a replica's some thousand buckets so many are in use; each takes memory."""
 
 
 class Graph(Protocol):
