@@ -1,7 +1,8 @@
 """Compiles kernels before they are launched, side by side.
 
 Triton compiles a kernel at its first launch, for each kind of arguments anew, while everything waits. Most
-of that is the work of compilers that need no Python, so that every core can have its kernel.
+of that is the work of compilers that need no Python, so that every core can have its kernel. Others do what
+is left then: the kernel's launcher, which Triton writes in C, and loading the kernel to the device.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from triton import AsyncCompileMode, JITFunction
+from triton.runtime import driver
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +25,9 @@ _MAX_COMPILERS = 16
 
 
 def compile_ahead(run: Callable[[], object]) -> int:
-    """Compile whatever a run would launch, and launch nothing; what is in Triton's cache is only read.
+    """Compile and load whatever a run would launch, and launch nothing; what Triton's cache has is only read.
 
-    A kernel that cannot be compiled says so when it is launched in earnest.
+    A kernel that cannot be compiled or loaded says so when it is launched in earnest.
 
     Args:
         run: Launches kernels from the thread that calls it, whatever it finds in their results: they have
@@ -35,12 +37,33 @@ def compile_ahead(run: Callable[[], object]) -> int:
         How many kernels were not ready.
     """
     began_s = time.perf_counter()
-    with ThreadPoolExecutor(min(_MAX_COMPILERS, os.cpu_count() or 1), "compilers") as compilers:
+    with _Compilers(driver.active.get_current_device()) as compilers:
         with AsyncCompileMode(compilers, ignore_errors=True) as mode, _launches_left_out():
             run()
         num_kernels = len(mode.future_kernels)
     logger.info("%d kernels made ready in %.1f s", num_kernels, time.perf_counter() - began_s)
     return num_kernels
+
+
+class _Compilers(ThreadPoolExecutor):
+    """Threads for a device that do with a kernel all that can be done before it is launched.
+
+    Triton's mode has them compile alone.
+    """
+
+    def __init__(self, device: int) -> None:
+        num_threads = min(_MAX_COMPILERS, os.cpu_count() or 1)
+        super().__init__(num_threads, "compilers", driver.active.set_current_device, (device,))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have a thread compile a kernel, make its launcher and load it."""
+
+        def make_ready() -> Any:
+            kernel = fn(*args, **kwargs)
+            _ = kernel.run  # made when it is first asked for
+            return kernel
+
+        return super().submit(make_ready)
 
 
 @contextmanager
