@@ -69,7 +69,8 @@ class Thinker:
         Returns:
             Logits of ``inputs.output_rows_S``, [S, V], float32, padding rows of the vocabulary included.
         """
-        logits_SV = self._ops.whole_step(self.weights, inputs, kv, self._exchange)
+        shortcut = self._ops.shortcut
+        logits_SV = None if shortcut is None else shortcut(self.weights, inputs, kv, self._exchange)
         return self._op_by_op(inputs, kv) if logits_SV is None else logits_SV
 
     @torch.inference_mode()

@@ -22,8 +22,7 @@ from torch import Tensor
 from .config import ThinkerConfig
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .ops import Addend, Exchange, ExpertLists, Routing
-from .parameters import ThinkerWeights
+from .ops import Addend, ExpertLists, Routing, StepShortcut
 from .rms_norm import rms_norm
 from .rope import rotary_table
 from .sampler import Sampled, SamplingInputs, sample
@@ -52,6 +51,7 @@ class TorchOps:
     """
 
     is_capturable = False  # attention is planned on the host
+    shortcut: StepShortcut | None = None
 
     def __init__(self, config: ThinkerConfig, device: torch.device, *, exact: bool | None = None) -> None:
         self._config = config
@@ -62,12 +62,6 @@ class TorchOps:
         self._rotary = rotary_table(
             config.max_position_embeddings, config.head_dim, config.rope_theta, device
         )
-
-    def whole_step(
-        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
-    ) -> Tensor | None:
-        """See ``Ops.whole_step``."""
-        return None
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """See ``Ops.embed``."""

@@ -28,7 +28,7 @@ from .kernels.prologue import attention_prologue
 from .kernels.router import lists_of, route
 from .kernels.sampling import sample_tokens
 from .kv_cache import KVCache
-from .ops import Addend, Exchange, ExpertLists, Parts, Routing
+from .ops import Addend, Exchange, ExpertLists, Parts, Routing, StepShortcut
 from .parameters import ThinkerWeights
 from .rope import Rotation, rotary_table
 from .sampler import Sampled, SamplingInputs, apply_extras, logprobs_of
@@ -55,25 +55,15 @@ class TritonOps:
         self, config: ThinkerConfig, device: torch.device, *, fast_small_batch: bool = False
     ) -> None:
         self._config = config
-        self._fast_small_batch = fast_small_batch
         self._rotary = rotary_table(
             config.max_position_embeddings, config.head_dim, config.rope_theta, device
         )
         self._arrivals_X = torch.zeros(
             MAX_DECODE_ROWS * config.num_kv_heads, dtype=torch.int32, device=device
         )
-
-    def whole_step(
-        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
-    ) -> Tensor | None:
-        """See ``Ops.whole_step``. Few rows of one token each are what ``small_decode`` is for."""
-        is_decode = max(inputs.query_lens, default=0) == 1
-        is_small = is_decode and len(inputs.query_lens) <= MAX_SMALL_ROWS
-        if not (self._fast_small_batch and is_small and is_suited(kv.keys_NSHC[0])):
-            return None
-        if not isinstance(exchange, LocalExchange):
-            return None
-        return small_decode(weights, inputs, kv, exchange, self._rotary, self._arrivals_X)
+        self.shortcut: StepShortcut | None = None
+        if fast_small_batch:
+            self.shortcut = SmallDecode(self._rotary, self._arrivals_X)
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """See ``Ops.embed``."""
@@ -139,6 +129,28 @@ class TritonOps:
         if inputs.num_logprobs == 0:
             return Sampled(token_ids_B=token_ids_S)
         return logprobs_of(token_ids_S, logits_SV[:, :num_valid_ids], inputs.num_logprobs)
+
+
+class SmallDecode:
+    """``StepShortcut`` for a row or two of one token each, by ``small_decode``.
+
+    Args:
+        rotary: Rotation of every position.
+        arrivals_X: See ``TritonAttention``.
+    """
+
+    def __init__(self, rotary: Rotation, arrivals_X: Tensor) -> None:
+        self._rotary, self._arrivals_X = rotary, arrivals_X
+
+    def __call__(
+        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
+    ) -> Tensor | None:
+        """See ``StepShortcut``. Where experts are elsewhere it is not the way."""
+        is_decode = max(inputs.query_lens, default=0) == 1
+        is_small = is_decode and len(inputs.query_lens) <= MAX_SMALL_ROWS
+        if not (is_small and is_suited(kv.keys_NSHC[0]) and isinstance(exchange, LocalExchange)):
+            return None
+        return small_decode(weights, inputs, kv, exchange, self._rotary, self._arrivals_X)
 
 
 class TritonAttention:
