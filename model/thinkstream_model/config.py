@@ -146,6 +146,15 @@ class ThinkerConfig:
         """Width of all key heads, and of all value heads."""
         return self.num_kv_heads * self.head_dim
 
+    def kv_bytes(self, num_tokens: int, dtype_bytes: int) -> int:
+        """Bytes that the keys and values of so many tokens take over all layers.
+
+        Args:
+            num_tokens: The tokens.
+            dtype_bytes: Bytes of one number.
+        """
+        return 2 * self.num_layers * num_tokens * self.kv_size * dtype_bytes
+
     @property
     def num_parameters(self) -> int:
         """Parameters of the whole Thinker."""

@@ -56,11 +56,6 @@ class KVCache:
             values_NSHC=tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in layers),
         )
 
-    @staticmethod
-    def bytes_per_block(config: ThinkerConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one block takes over all layers."""
-        return 2 * config.num_layers * block_size * config.kv_size * dtype.itemsize
-
     @property
     def num_blocks(self) -> int:
         """Blocks of the cache."""

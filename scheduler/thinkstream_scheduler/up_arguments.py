@@ -150,11 +150,12 @@ class UpArguments:
         given = self.kv_memory_bytes
         if given is None:
             return
-        least = kv_block_bytes(config, self._dtype_bytes)
+        block_size = EngineConfig().block_size
+        least = config.kv_bytes(block_size, self._dtype_bytes)
         if given < least:
             raise ConfigError(
                 f"--kv-memory: got {given} bytes, allowed: at least {least}, the keys and values of "
-                f"{EngineConfig().block_size} tokens; sizes have units, as in 8GiB"
+                f"{block_size} tokens; sizes have units, as in 8GiB"
             )
         total = host_memory.total_bytes() if self._is_on_our_cores else None
         allowed = MAX_KV_BYTES if total is None else total // max(1, self.num_replicas)
@@ -170,16 +171,6 @@ class UpArguments:
         if self.dtype is None:
             return 4 if self.device == "cpu" else 2
         return _DTYPES[self.dtype]
-
-
-def kv_block_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
-    """What the keys and values of one block take over all layers, told without torch.
-
-    Args:
-        config: The model's shape.
-        dtype_bytes: Bytes of one number.
-    """
-    return 2 * config.num_layers * EngineConfig().block_size * config.kv_size * dtype_bytes
 
 
 def replica_threads(num_replicas: int) -> int:

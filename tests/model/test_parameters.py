@@ -43,5 +43,5 @@ def test_cache_memory(tiny_config: ThinkerConfig) -> None:
     kv = KVCache.allocate(tiny_config, num_blocks=3, block_size=16, dtype=torch.bfloat16, device="cpu")
     assert (kv.num_blocks, kv.block_size) == (3, 16)
     num_bytes = sum(t.numel() * t.element_size() for t in (*kv.keys_NSHC, *kv.values_NSHC))
-    assert num_bytes == 3 * KVCache.bytes_per_block(tiny_config, 16, torch.bfloat16)
+    assert num_bytes == tiny_config.kv_bytes(3 * 16, torch.bfloat16.itemsize)
     assert all(not tensor.any() for tensor in kv.values_NSHC)

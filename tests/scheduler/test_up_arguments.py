@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from thinkstream_client.errors import ConfigError, InvalidRequest
 from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_model.config import ThinkerConfig
-from thinkstream_model.kv_cache import KVCache
 from thinkstream_scheduler.up_arguments import UpArguments, replica_threads
 from thinkstream_workers import host_memory
 from thinkstream_workers.engine_config import EngineConfig
@@ -67,17 +65,11 @@ def test_replicas_on_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "used"),
-    [
-        ("cpu", None, torch.float32),
-        ("cpu", "bfloat16", torch.bfloat16),
-        ("cuda", None, torch.bfloat16),
-        ("cuda", "float32", torch.float32),
-    ],
+    ("device", "dtype", "dtype_bytes"),
+    [("cpu", None, 4), ("cpu", "bfloat16", 2), ("cuda", None, 2), ("cuda", "float32", 4)],
 )
-def test_memory_is_for_one_block_at_least(device: str, dtype: str | None, used: torch.dtype) -> None:
-    config = ThinkerConfig.from_json(DEMO)
-    least = KVCache.bytes_per_block(config, EngineConfig().block_size, used)
+def test_memory_is_for_one_block_at_least(device: str, dtype: str | None, dtype_bytes: int) -> None:
+    least = ThinkerConfig.from_json(DEMO).kv_bytes(EngineConfig().block_size, dtype_bytes)
     assert UpArguments(kv_memory_bytes=least, device=device, dtype=dtype).checked()
     message = rf"^--kv-memory: got {least - 1} bytes, allowed: at least {least}, .* as in 8GiB$"
     with pytest.raises(ConfigError, match=message):

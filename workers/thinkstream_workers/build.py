@@ -107,7 +107,7 @@ def _allocated(thinker: Thinker, num_blocks: int, block_size: int) -> KVCache:
 
 
 def _affordable_blocks(thinker: Thinker, config: EngineConfig) -> int:
-    block_bytes = KVCache.bytes_per_block(thinker.config, config.block_size, thinker.dtype)
+    block_bytes = thinker.config.kv_bytes(config.block_size, thinker.dtype.itemsize)
     num_bytes = config.kv_memory_bytes
     if num_bytes is None and thinker.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(thinker.device)
