@@ -23,7 +23,7 @@ from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.sampling import ResolvedSampling
 
 from .ceilings import read_bandwidth
-from .engine_bench import Decoded, EngineBench
+from .engine_bench import Ask, Decoded, EngineBench
 from .hits import CountingExchange
 from .shape import released_config, step_bytes
 
@@ -113,7 +113,7 @@ def _decode_row(bench: EngineBench, num_jobs: int, logprobs: int | None) -> dict
 def _hit_experts(bench: EngineBench, counting: CountingExchange, num_jobs: int) -> float:
     """Distinct experts per layer in decode steps; log-probabilities give them graphs of their own."""
     sampling = ResolvedSampling(max_tokens=12, logprobs=0)
-    jobs = [(bench.random_prompt(_NUM_PROMPT), (), sampling) for _ in range(num_jobs)]
+    jobs = [Ask(bench.random_prompt(_NUM_PROMPT), (), sampling) for _ in range(num_jobs)]
     counting.count(num_jobs)
     bench.decode(jobs)
     hits = counting.mean_hits

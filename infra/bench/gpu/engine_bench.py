@@ -17,10 +17,18 @@ from thinkstream_model.thinker import Thinker
 from thinkstream_workers.build import build_engine
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.mailboxes import Inbox, Outbox
-from thinkstream_workers.orders import JobKey, Submit
+from thinkstream_workers.orders import JobKey, StepOutput, Submit
 from thinkstream_workers.sampling import ResolvedSampling
 
 _POLL_S = 0.05
+
+
+class Ask(NamedTuple):
+    """One job's: its prompt, the tokens of its result that are there already, its sampling."""
+
+    prompt_ids: tuple[int, ...]
+    published_ids: tuple[int, ...]
+    sampling: ResolvedSampling
 
 
 class Decoded(NamedTuple):
@@ -87,7 +95,7 @@ class EngineBench:
         """
         sampling = ResolvedSampling(max_tokens=num_tokens, logprobs=logprobs)
         prompts = [self.random_prompt(num_prompt) for _ in range(num_jobs)]
-        decoded = self.decode([(prompt_ids, (), sampling) for prompt_ids in prompts])
+        decoded = self.decode([Ask(prompt_ids, (), sampling) for prompt_ids in prompts])
         if decoded.num_tokens != num_jobs * num_tokens:
             raise RuntimeError(f"{decoded.num_tokens} tokens instead of {num_jobs * num_tokens}")
         return decoded
@@ -96,36 +104,50 @@ class EngineBench:
         """Tokens of the whole vocabulary."""
         return tuple(secrets.randbelow(self._num_ids) for _ in range(num_tokens))
 
-    def decode(self, jobs: Sequence[tuple[tuple[int, ...], tuple[int, ...], ResolvedSampling]]) -> Decoded:
+    def decode(self, jobs: Sequence[Ask]) -> Decoded:
         """Have jobs answered, which the engine finds all at once.
 
         Args:
-            jobs: Prompt, tokens already published, and sampling of each.
+            jobs: What is asked.
 
         Raises:
             RuntimeError: The engine or one of the jobs failed.
         """
-        keys = [JobKey(JobRef("-", str(next(self._numbers))), 0) for _ in jobs]
-        texts: dict[JobKey, list[int]] = {key: [] for key in keys}
         began_s = time.perf_counter()
-        self._inbox.put_all(
-            Submit(key=key, prompt_ids=prompt_ids, published_ids=published_ids, sampling=sampling)
-            for key, (prompt_ids, published_ids, sampling) in zip(keys, jobs, strict=True)
-        )
+        texts: dict[JobKey, list[int]] = {key: [] for key in self.submit(jobs)}
         num_ended = 0
         first_s = 0.0
         while num_ended < len(jobs):
-            output = self._outbox.get(_POLL_S)
-            if output is None:
-                if not self._thread.is_alive():
-                    raise RuntimeError("the engine has failed")
-                continue
+            output = self.next_output()
             for token in output.tokens:
                 texts[token.key].append(token.token_id)
             if not first_s and all(texts.values()):
                 first_s = time.perf_counter() - began_s
-            failed = [end.error.message for end in output.ends if end.error is not None]
-            if failed:
-                raise RuntimeError(failed[0])
             num_ended += len(output.ends)
         return Decoded(first_s, time.perf_counter() - began_s, list(texts.values()))
+
+    def submit(self, jobs: Sequence[Ask]) -> list[JobKey]:
+        """Hand jobs to the engine, all at once, and do not wait."""
+        keys = [JobKey(JobRef("-", str(next(self._numbers))), 0) for _ in jobs]
+        self._inbox.put_all(
+            Submit(key=key, prompt_ids=prompt_ids, published_ids=published_ids, sampling=sampling)
+            for key, (prompt_ids, published_ids, sampling) in zip(keys, jobs, strict=True)
+        )
+        return keys
+
+    def next_output(self) -> StepOutput:
+        """Wait for what the next step brings.
+
+        Raises:
+            RuntimeError: The engine or one of the jobs failed.
+        """
+        while True:
+            output = self._outbox.get(_POLL_S)
+            if output is not None:
+                break
+            if not self._thread.is_alive():
+                raise RuntimeError("the engine has failed")
+        failed = [end.error.message for end in output.ends if end.error is not None]
+        if failed:
+            raise RuntimeError(failed[0])
+        return output

@@ -23,7 +23,7 @@ from thinkstream_model.torch_ops import TorchOps
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.sampling import ResolvedSampling
 
-from .engine_bench import EngineBench
+from .engine_bench import Ask, EngineBench
 from .shape import released_config
 
 
@@ -74,13 +74,13 @@ def _sampling(number: int, num_tokens: int, has_extras: bool) -> ResolvedSamplin
 def _differing(bench: EngineBench, samplings: Sequence[ResolvedSampling], num_tokens: int) -> dict[str, int]:
     num_jobs = len(samplings)
     prompts = [bench.random_prompt(20 + 7 * number) for number in range(num_jobs)]
-    jobs = [(ids, (), sampling) for ids, sampling in zip(prompts, samplings, strict=True)]
+    jobs = [Ask(ids, (), sampling) for ids, sampling in zip(prompts, samplings, strict=True)]
     together = bench.decode(jobs).texts
     fours = [text for n in range(0, num_jobs, 4) for text in bench.decode(jobs[n : n + 4]).texts]
     alone = [bench.decode([job]).texts[0] for job in jobs]
     half = num_tokens // 2
     resumed = [
-        text[:half] + bench.decode([(ids, tuple(text[:half]), sampling)]).texts[0]
+        text[:half] + bench.decode([Ask(ids, tuple(text[:half]), sampling)]).texts[0]
         for text, (ids, _, sampling) in zip(together, jobs, strict=True)
     ]
     ways = {"fours": fours, "alone": alone, "resumed": resumed}
