@@ -19,7 +19,7 @@ from .client import Client
 from .core.batch_core import BatchProgress
 from .core.compose import BatchItem
 from .core.history import JobHistory, Tenure
-from .core.results import BatchResult, JobResult
+from .core.results import BatchResult
 from .core.service import ServiceStatus
 from .errors import (
     BatchNotFound,
@@ -46,19 +46,9 @@ from .errors import (
 )
 from .files.jsonl import read_lines, result_line
 from .job import Job, TokenStream
+from .outcome import Finish, FinishReason, JobResult, JobStatus, Timings, TokenChunk, TokenLogprobs, Usage
 from .protocol.functions import BatchEnd, JobInfo, JobSummary, SessionInfo, TenantInfo
-from .records import (
-    Finish,
-    FinishReason,
-    JobStatus,
-    Message,
-    Request,
-    SamplingParams,
-    Timings,
-    TokenChunk,
-    TokenLogprobs,
-    Usage,
-)
+from .records import Message, Request, SamplingParams
 from .settings import RedisSettings
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from .aio_read_pool import ReadPool
 from .core.effects import Effect, Operation, Pipeline, Read, Sleep, Wait
-from .core.read_pool import ReadPool
 from .errors import ThinkstreamError
 from .protocol.connection import AsyncConnection
 from .settings import RedisSettings

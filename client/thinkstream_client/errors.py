@@ -32,11 +32,9 @@ codes travel that no class has; they reach the caller as the ``error_code`` of `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from .core.results import JobResult
-
+from .outcome import JobResult
 
 _MAX_SHOWN = 80
 

@@ -8,10 +8,10 @@ from .core.chunk_stream import ChunkStream
 from .core.client_core import ClientCore
 from .core.effects import Run
 from .core.history import JobHistory
-from .core.results import JobResult
 from .core.submission import Submission
+from .outcome import Finish, JobResult, JobStatus, TokenChunk
 from .protocol.functions import JobInfo
-from .records import Finish, JobRef, JobStatus, TokenChunk
+from .records import JobRef
 
 
 class TokenStream(Iterator[TokenChunk]):

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from .address import Address, Topology, parse_address
 from .checks import check_integer
 from .errors import ConfigError, InvalidRequest, shortened
 from .keys import Keys, check_name
-from .protocol.address import Address, Topology, parse_address
 
 CLUSTER_PARTITIONS = 16
 """Partitions of a namespace that is set up in a Cluster without saying how many."""

@@ -15,9 +15,9 @@ from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 
 from thinkstream_client.errors import Fenced, ServiceError
+from thinkstream_client.outcome import FinishReason
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.records import FinishReason
 from thinkstream_client.settings import RedisSettings
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_workers.config import ReplicaConfig

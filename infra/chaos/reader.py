@@ -25,8 +25,8 @@ from thinkstream_client.errors import (
     StreamForked,
     ThinkstreamError,
 )
+from thinkstream_client.outcome import TokenChunk
 from thinkstream_client.protocol.wire import chain_crc, initial_crc
-from thinkstream_client.records import TokenChunk
 from thinkstream_client.settings import RedisSettings
 
 from .journal import Journal, Record, read_journal

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinkstream_client.records import FinishReason, JobRef, Request
+from thinkstream_client.outcome import FinishReason
+from thinkstream_client.records import JobRef, Request
 
 from .plan import make_specs
 

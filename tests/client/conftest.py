@@ -10,19 +10,11 @@ from dataclasses import dataclass
 import pytest
 
 from thinkstream_client.errors import Fenced
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure, Timings, Usage
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import (
-    Finish,
-    FinishReason,
-    JobFailure,
-    JobRef,
-    Request,
-    SessionId,
-    Timings,
-    Usage,
-)
+from thinkstream_client.records import JobRef, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 LEASE_MS = 60_000

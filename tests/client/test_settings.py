@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from thinkstream_client.address import Topology
 from thinkstream_client.errors import ConfigError, InvalidRequest
-from thinkstream_client.protocol.address import Topology
 from thinkstream_client.settings import RedisSettings
 
 

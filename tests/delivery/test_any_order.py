@@ -24,9 +24,10 @@ from tests.support.world import World
 
 from thinkstream_client.core.result_reader import ResultReader
 from thinkstream_client.errors import JobNotFound, QueueFull, StreamForked
+from thinkstream_client.outcome import TokenChunk
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.records import JobRef, Request, SamplingParams, TokenChunk
+from thinkstream_client.records import JobRef, Request, SamplingParams
 
 NUM_JOBS, NUM_WORKERS = 8, 3
 JOB = st.integers(0, NUM_JOBS - 1)

@@ -17,8 +17,8 @@ from tests.support.worker import HandWorker, text_of, tokens_of
 
 from thinkstream_client import Client
 from thinkstream_client.errors import ServiceUnavailable
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.records import JobStatus
 from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler

@@ -12,10 +12,11 @@ from tests.support.acts import HandPool
 from tests.support.worker import tokens_of
 
 from thinkstream_client.errors import ThinkstreamError
+from thinkstream_client.outcome import JobFailure, JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.packing import pack, unpack
 from thinkstream_client.protocol.wire_request import decode_request, encode_request
-from thinkstream_client.records import JobFailure, JobStatus, Request
+from thinkstream_client.records import Request
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.loop import Scheduler
 from thinkstream_scheduler.redis_queue import RedisQueue

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from thinkstream_client.client import Client
-from thinkstream_client.core.results import JobResult
 from thinkstream_client.job import Job
-from thinkstream_client.records import FinishReason, JobStatus, Request, SamplingParams
+from thinkstream_client.outcome import FinishReason, JobResult, JobStatus
+from thinkstream_client.records import Request, SamplingParams
 from thinkstream_client.settings import RedisSettings
 from thinkstream_scheduler import processes
 from thinkstream_scheduler.embedded import EmbeddedServer

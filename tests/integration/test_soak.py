@@ -18,18 +18,11 @@ import redis
 
 from thinkstream_client.errors import QueueFull
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed, FinishRow, StepReply, StepRow
-from thinkstream_client.records import (
-    Finish,
-    FinishReason,
-    JobFailure,
-    JobRef,
-    Request,
-    SamplingParams,
-    SessionId,
-)
+from thinkstream_client.records import JobRef, Request, SamplingParams, SessionId
 from thinkstream_client.settings import RedisSettings
 
 KEYS = Keys()

@@ -13,7 +13,7 @@ import pytest
 
 from thinkstream_client.client import Client
 from thinkstream_client.discovery import read_state
-from thinkstream_client.records import JobStatus
+from thinkstream_client.outcome import JobStatus
 from thinkstream_scheduler import processes
 from thinkstream_scheduler.state_folder import holder
 

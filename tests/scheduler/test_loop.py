@@ -10,8 +10,9 @@ import pytest
 import redis
 from tests.support.scheduler_bench import KEYS, NONCE, Bench, FakePool
 
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions
-from thinkstream_client.records import JobRef, JobStatus, Request
+from thinkstream_client.records import JobRef, Request
 from thinkstream_scheduler.config import SchedulerConfig
 from thinkstream_scheduler.embedded import EmbeddedServer
 from thinkstream_scheduler.loop import Scheduler

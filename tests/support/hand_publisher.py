@@ -13,8 +13,8 @@ from thinkstream_client.errors import (
     ServiceUnavailable,
     ThinkstreamError,
 )
+from thinkstream_client.outcome import FinishReason, JobFailure
 from thinkstream_client.protocol.call import Call
-from thinkstream_client.records import FinishReason, JobFailure
 from thinkstream_workers.job_table import JobTable
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.mailboxes import Inbox, Outbox

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.functions import Call, Claimed, FinishRow, StepReply, StepRow
-from thinkstream_client.records import (
-    Finish,
-    FinishReason,
-    JobFailure,
-    SessionId,
-)
+from thinkstream_client.records import SessionId
 
 from .audit import Snapshot
 from .world import World

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from thinkstream_client.errors import Fenced, ServiceError
+from thinkstream_client.outcome import FinishReason, JobFailure
 from thinkstream_client.protocol.functions import Claimed
-from thinkstream_client.records import FinishReason, JobFailure, JobRef
+from thinkstream_client.records import JobRef
 from thinkstream_client.settings import RedisSettings
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_workers.config import ReplicaConfig

@@ -9,10 +9,11 @@ from typing import Any
 import redis
 
 from thinkstream_client.errors import Fenced, JobNotFound
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed
-from thinkstream_client.records import JobRef, JobStatus, Request, SamplingParams, SessionId
+from thinkstream_client.records import JobRef, Request, SamplingParams, SessionId
 from thinkstream_client.settings import RedisSettings
 
 from .audit import Snapshot, check, check_empty

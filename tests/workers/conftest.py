@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from thinkstream_client.outcome import Finish
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import Claimed, JobInfo
 from thinkstream_client.protocol.wire import Entry, RawEntry, Terminal
-from thinkstream_client.records import Finish, JobRef, Request, SamplingParams, SessionId
+from thinkstream_client.records import JobRef, Request, SamplingParams, SessionId
 from thinkstream_client.settings import RedisSettings
 from thinkstream_workers.config import ReplicaConfig
 from thinkstream_workers.replica import Replica

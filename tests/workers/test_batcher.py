@@ -8,7 +8,8 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinkstream_client.records import FinishReason, JobFailure, JobRef, TokenLogprobs
+from thinkstream_client.outcome import FinishReason, JobFailure, TokenLogprobs
+from thinkstream_client.records import JobRef
 from thinkstream_workers import batcher as batcher_module
 from thinkstream_workers.batch import Batch, SampledTokens
 from thinkstream_workers.batcher import Batcher

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinkstream_client.records import FinishReason, JobRef
+from thinkstream_client.outcome import FinishReason
+from thinkstream_client.records import JobRef
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from thinkstream_client.outcome import FinishReason
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.functions import Claimed, StepRow
 from thinkstream_client.protocol.wire import chain_crc, encode_entry, initial_crc
 from thinkstream_client.protocol.wire_request import encode_request
-from thinkstream_client.records import FinishReason, JobRef, Message, Request, SamplingParams
+from thinkstream_client.records import JobRef, Message, Request, SamplingParams
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_workers.intake import Intake
 from thinkstream_workers.job_table import JobTable

@@ -14,9 +14,9 @@ import redis
 import torch
 
 from thinkstream_client.errors import QueueFull
+from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.wire import Marker
-from thinkstream_client.records import FinishReason, JobStatus
 from thinkstream_workers.replica import Replica
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from thinkstream_client.errors import RecordInvalid
+from thinkstream_client.outcome import Finish, FinishReason, Timings, TokenLogprobs
 from thinkstream_client.protocol.wire import (
     Entry,
     Marker,
@@ -16,7 +17,7 @@ from thinkstream_client.protocol.wire import (
     decode_terminal,
     initial_crc,
 )
-from thinkstream_client.records import Finish, FinishReason, JobRef, SessionId, Timings, TokenLogprobs
+from thinkstream_client.records import JobRef, SessionId
 from thinkstream_workers.job_times import JobTimes
 from thinkstream_workers.orders import JobKey, TokenOut
 from thinkstream_workers.publication import Publication, Repair

@@ -9,9 +9,10 @@ import pytest
 import redis
 from tests.support.hand_publisher import Replica, end, tokens
 
+from thinkstream_client.outcome import FinishReason, JobFailure, JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.wire import Entry, Marker
-from thinkstream_client.records import FinishReason, JobFailure, JobRef, JobStatus
+from thinkstream_client.records import JobRef
 from thinkstream_workers.orders import JobKey, Started, StepOutput, TokenOut
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from thinkstream_client.errors import (
     RecordInvalid,
     ThinkstreamError,
 )
+from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions
-from thinkstream_client.records import FinishReason, JobStatus
 from thinkstream_workers import endings, publisher
 from thinkstream_workers.orders import SequenceEnd, StepOutput, TokenOut
 from thinkstream_workers.publication import Publication

@@ -12,19 +12,12 @@ import pytest
 import torch
 
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
+from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.wire import Marker
-from thinkstream_client.records import (
-    FinishReason,
-    JobRef,
-    JobStatus,
-    Message,
-    Request,
-    SamplingParams,
-    SessionId,
-)
+from thinkstream_client.records import JobRef, Message, Request, SamplingParams, SessionId
 from thinkstream_model.checkpoint import Checkpoint
 from thinkstream_workers.batcher import Batcher
 from thinkstream_workers.replica import Replica

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.paper_device import NO_NUMBERS, POISON, Heard, play
 
-from thinkstream_client.records import FinishReason, JobRef
+from thinkstream_client.outcome import FinishReason
+from thinkstream_client.records import JobRef
 from thinkstream_workers import batcher as batcher_module
 from thinkstream_workers.batch import Batch
 from thinkstream_workers.orders import JobKey, Order, Started, Stop, Submit

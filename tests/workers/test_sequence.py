@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from thinkstream_client.records import FinishReason, JobRef
+from thinkstream_client.outcome import FinishReason
+from thinkstream_client.records import JobRef
 from thinkstream_workers.orders import JobKey, Submit
 from thinkstream_workers.sampling import ResolvedSampling
 from thinkstream_workers.sequence import Sequence

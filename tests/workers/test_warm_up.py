@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from thinkstream_client.errors import ServiceUnavailable
-from thinkstream_client.records import FinishReason, JobFailure
+from thinkstream_client.outcome import FinishReason, JobFailure
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.mailboxes import Inbox, Outbox
 from thinkstream_workers.orders import SequenceEnd, StepOutput, Submit

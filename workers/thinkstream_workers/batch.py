@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from thinkstream_client.records import TokenLogprobs
+from thinkstream_client.outcome import TokenLogprobs
 
 from .orders import JobKey, Started
 from .sequence import Sequence, SequenceStatus

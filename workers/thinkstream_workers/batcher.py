@@ -15,7 +15,7 @@ from bisect import insort
 from collections.abc import Iterable
 
 from thinkstream_client.errors import InvalidRequest, PromptTooLong
-from thinkstream_client.records import FinishReason, JobFailure, TokenLogprobs
+from thinkstream_client.outcome import FinishReason, JobFailure, TokenLogprobs
 
 from .batch import Batch, EngineLoad, SampledTokens
 from .block_manager import BlockManager

@@ -16,7 +16,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from thinkstream_client.records import JobFailure
+from thinkstream_client.outcome import JobFailure
 
 from .batch import Batch, EngineLoad
 from .batcher import Batcher

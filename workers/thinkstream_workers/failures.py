@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thinkstream_client.errors import InvalidRequest, PromptTooLong, RecordInvalid, ThinkstreamError
-from thinkstream_client.records import JobFailure
+from thinkstream_client.outcome import JobFailure
 
 _MAX_SHOWN = 80
 _FINAL_CODES = frozenset({InvalidRequest.code, PromptTooLong.code, RecordInvalid.code})

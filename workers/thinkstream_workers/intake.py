@@ -20,9 +20,10 @@ from thinkstream_client.errors import (
     ServiceError,
     ThinkstreamError,
 )
+from thinkstream_client.outcome import FinishReason, JobFailure
 from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import FinishReason, JobFailure, JobRef, Request
+from thinkstream_client.records import JobRef, Request
 from thinkstream_model.generation import GenerationDefaults
 
 from .failures import failure_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thinkstream_client.records import Timings
+from thinkstream_client.outcome import Timings
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from thinkstream_client.records import FinishReason, JobFailure, JobRef, TokenLogprobs
+from thinkstream_client.outcome import FinishReason, JobFailure, TokenLogprobs
+from thinkstream_client.records import JobRef
 
 from .sampling import ResolvedSampling
 

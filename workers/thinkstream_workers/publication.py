@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from thinkstream_client.errors import RecordInvalid
+from thinkstream_client.outcome import Finish, FinishReason, Timings, TokenLogprobs, Usage
 from thinkstream_client.protocol.wire import Entry, chain_crc, encode_entry, encode_terminal, initial_crc
-from thinkstream_client.records import Finish, FinishReason, Timings, TokenLogprobs, Usage
 
 from .job_times import JobTimes
 from .orders import JobKey, TokenOut

@@ -21,8 +21,8 @@ from thinkstream_client.errors import (
     ServiceUnavailable,
     ThinkstreamError,
 )
+from thinkstream_client.outcome import FinishReason, JobFailure
 from thinkstream_client.protocol.functions import StepReply, StepRow
-from thinkstream_client.records import FinishReason, JobFailure
 
 from .endings import finish_row, log_end
 from .failures import failure_of, is_final

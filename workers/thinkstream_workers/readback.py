@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from thinkstream_client.records import TokenLogprobs
+from thinkstream_client.outcome import TokenLogprobs
 from thinkstream_model.sampler import Sampled
 
 from .sequence import Sequence

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from thinkstream_client.records import FinishReason
+from thinkstream_client.outcome import FinishReason
 
 from .orders import JobKey, Submit
 from .sampling import ResolvedSampling

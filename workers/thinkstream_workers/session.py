@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from thinkstream_client.errors import Fenced, ThinkstreamError
+from thinkstream_client.outcome import JobFailure
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import FinishRow, JobInfo, StepReply, StepRow
-from thinkstream_client.records import JobFailure, JobRef, SessionId
+from thinkstream_client.records import JobRef, SessionId
 
 from .config import ReplicaConfig
 from .orders import JobKey

@@ -16,9 +16,10 @@ from thinkstream_client.core.compose import new_job_id
 from thinkstream_client.core.history import JobHistory
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.job import Job
+from thinkstream_client.outcome import Finish
 from thinkstream_client.protocol.functions import JobInfo
 from thinkstream_client.protocol.read_calls import MAX_LISTED
-from thinkstream_client.records import MAX_TOKENS, PRIORITIES, Finish, JobRef
+from thinkstream_client.records import MAX_TOKENS, PRIORITIES, JobRef
 
 from . import options
 from .objects import job_object, result_object, summary_object

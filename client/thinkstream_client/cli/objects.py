@@ -7,8 +7,8 @@ import json
 from typing import Any, cast
 
 from thinkstream_client.core.history import JobHistory
-from thinkstream_client.core.results import JobResult
 from thinkstream_client.errors import RecordInvalid, RequestError, ThinkstreamError
+from thinkstream_client.outcome import JobFailure, JobResult
 from thinkstream_client.protocol.functions import (
     Backlog,
     DeadLetter,
@@ -18,7 +18,7 @@ from thinkstream_client.protocol.functions import (
     TenantInfo,
 )
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import PRIORITIES, JobFailure, JobRef
+from thinkstream_client.records import PRIORITIES, JobRef
 
 
 def result_object(ref: JobRef, result: JobResult, error: ThinkstreamError | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thinkstream_client.job import TokenStream
-from thinkstream_client.records import Finish
+from thinkstream_client.outcome import Finish
 
 console = Console(highlight=False)
 notes = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from thinkstream_client.checks import check_integer
 from thinkstream_client.errors import InvalidRequest, JobCancelled, QueueFull, StreamForked, ThinkstreamError
 from thinkstream_client.keys import Keys, check_name
+from thinkstream_client.outcome import Finish, TokenChunk
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.call import Call
-from thinkstream_client.records import Finish, JobRef, Request, TokenChunk
+from thinkstream_client.records import JobRef, Request
 
 from .batch_end import closing_calls
 from .compose import BatchItem, deadline_ms, priority_number

@@ -6,11 +6,12 @@ import time
 from collections import deque
 
 from thinkstream_client.errors import ThinkstreamError
-from thinkstream_client.records import Finish, JobRef, TokenChunk
+from thinkstream_client.outcome import Finish, JobResult, TokenChunk
+from thinkstream_client.records import JobRef
 
 from .effects import Operation
 from .follow import Follower, Reading
-from .results import JobResult, ResultBuilder, error_of
+from .results import ResultBuilder, error_of
 from .submission import Submission
 
 _BLOCK_MS = 1000

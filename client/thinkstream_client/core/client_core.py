@@ -13,12 +13,13 @@ from thinkstream_client.errors import (
     StreamForked,
     ThinkstreamError,
 )
+from thinkstream_client.outcome import JobResult, JobStatus, TokenChunk
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import BatchEnd
 from thinkstream_client.protocol.namespace import settle
 from thinkstream_client.protocol.server_check import ServerInfo, server_check
-from thinkstream_client.records import MAX_TOKENS, JobRef, JobStatus, TokenChunk
+from thinkstream_client.records import MAX_TOKENS, JobRef
 from thinkstream_client.settings import RedisSettings
 
 from .batch_core import BatchCore, BatchOptions
@@ -29,7 +30,7 @@ from .durability import is_durable
 from .effects import PER_PIPELINE, Operation, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower
 from .history import JobHistory, history_of
-from .results import MAX_REWINDS, JobResult
+from .results import MAX_REWINDS
 from .service import ServiceStatus, TenantSettings, ask_all, living_replicas, service_status, tenant_set
 from .submission import Submission
 

@@ -26,9 +26,10 @@ from thinkstream_client.errors import (
     ThinkstreamError,
 )
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.wire import RawEntry
-from thinkstream_client.records import JobRef, JobStatus
+from thinkstream_client.records import JobRef
 
 from .effects import Backoff, Operation, Pipeline, Read, Results, Sleep
 from .result_reader import News, ResultReader

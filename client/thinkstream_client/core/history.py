@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from thinkstream_client.outcome import Finish
 from thinkstream_client.protocol.wire import Marker, RawEntry, Terminal
-from thinkstream_client.records import Finish, SessionId
+from thinkstream_client.records import SessionId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ from array import array
 from collections.abc import Iterable
 
 from thinkstream_client.errors import InvalidRequest, RecordInvalid, StreamForked
+from thinkstream_client.outcome import Finish, TokenChunk
 from thinkstream_client.protocol import wire
-from thinkstream_client.records import Finish, JobRef, TokenChunk
+from thinkstream_client.records import JobRef
 
 News = wire.Marker | TokenChunk | Finish
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from thinkstream_client.errors import (
     InvalidRequest,
@@ -12,10 +12,11 @@ from thinkstream_client.errors import (
     PromptTooLong,
     ThinkstreamError,
 )
-from thinkstream_client.records import (
+from thinkstream_client.outcome import (
     Finish,
     FinishReason,
     JobFailure,
+    JobResult,
     Timings,
     TokenChunk,
     TokenLogprobs,
@@ -26,29 +27,6 @@ from .compose import BatchItem
 
 MAX_REWINDS = 3
 """How often a result of which nobody has seen a token is read again because Redis went back."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
-    """A whole result, or as much of it as there is.
-
-    Attributes:
-        job_id: The job.
-        text: The readable text; what a stop string cut off is not in it.
-        token_ids: Every token, those behind the text's end among them.
-        logprobs: One per token where the request asked for them.
-        finish_reason: Why it ended; None where the reader stopped before the end.
-        usage: Tokens used.
-        timings: Where the time went.
-    """
-
-    job_id: str
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    finish_reason: FinishReason | None = None
-    usage: Usage = field(default_factory=Usage)
-    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from thinkstream_client.core.compose import compose_request
-from thinkstream_client.core.results import JobResult
 from thinkstream_client.errors import InvalidRequest
-from thinkstream_client.records import Request, TokenLogprobs
+from thinkstream_client.outcome import JobResult, TokenLogprobs
+from thinkstream_client.records import Request
 
 from .json_fields import SAMPLING_NAMES, ids_of, messages_of, refuse_unknown, sampling_of, text_of
 

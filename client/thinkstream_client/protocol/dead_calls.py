@@ -8,7 +8,8 @@ from typing import Any
 
 from thinkstream_client.errors import InvalidRequest, RecordInvalid
 from thinkstream_client.keys import Keys
-from thinkstream_client.records import JobFailure, JobRef
+from thinkstream_client.outcome import JobFailure
+from thinkstream_client.records import JobRef
 
 from .call import Call, function_call
 from .packing import amount

@@ -8,7 +8,8 @@ from typing import Any
 
 from thinkstream_client.errors import Conflict, InvalidRequest, JobNotFound, QueueFull, RecordInvalid
 from thinkstream_client.keys import Keys, check_name
-from thinkstream_client.records import PRIORITIES, JobRef, JobStatus, Request
+from thinkstream_client.outcome import JobStatus
+from thinkstream_client.records import PRIORITIES, JobRef, Request
 
 from .call import Call, function_call
 from .wire_request import encode_request, request_digest

@@ -10,7 +10,8 @@ from typing import Any
 from thinkstream_client.checks import check_integer
 from thinkstream_client.errors import JobNotFound, RecordInvalid
 from thinkstream_client.keys import Keys, check_name
-from thinkstream_client.records import PRIORITIES, FinishReason, JobFailure, JobRef, JobStatus, SessionId
+from thinkstream_client.outcome import FinishReason, JobFailure, JobStatus
+from thinkstream_client.records import PRIORITIES, JobRef, SessionId
 
 from .call import Call, function_call
 from .wire import RawEntry, decode_failure, parse_stream_entry

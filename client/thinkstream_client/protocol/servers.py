@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from thinkstream_client.address import Topology
 from thinkstream_client.settings import RedisSettings
 
-from .address import Topology
 from .call import Call
 from .url_options import naming_the_url, options_of_url, own_options
 

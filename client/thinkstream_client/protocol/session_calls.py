@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from thinkstream_client.errors import Fenced
 from thinkstream_client.keys import Keys
-from thinkstream_client.records import FinishReason, JobFailure, JobRef, SessionId
+from thinkstream_client.outcome import FinishReason, JobFailure
+from thinkstream_client.records import JobRef, SessionId
 
 from .call import Call, function_call
 from .wire import encode_failure

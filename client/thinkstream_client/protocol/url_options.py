@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
+from thinkstream_client.address import Topology
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.settings import RedisSettings
-
-from .address import Topology
 
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_CHECK_S = 30

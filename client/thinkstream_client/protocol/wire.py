@@ -15,15 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from thinkstream_client.errors import RecordInvalid
-from thinkstream_client.records import (
-    Finish,
-    FinishReason,
-    JobFailure,
-    SessionId,
-    Timings,
-    TokenLogprobs,
-    Usage,
-)
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure, Timings, TokenLogprobs, Usage
+from thinkstream_client.records import SessionId
 
 from .packing import is_map, pack, unpack
 from .wire_request import VERSION

@@ -6,9 +6,10 @@ import pytest
 
 from thinkstream_client import Client, JobFailed
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import JobFailure
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
-from thinkstream_client.records import JobFailure, JobRef, SessionId
+from thinkstream_client.records import JobRef, SessionId
 from thinkstream_client.settings import RedisSettings
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from thinkstream_client.errors import (
     ThinkstreamError,
 )
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import Finish, FinishReason
 from thinkstream_client.protocol.server_check import ServerInfo
 from thinkstream_client.protocol.wire import RawEntry, Terminal
-from thinkstream_client.records import Finish, FinishReason, JobRef
+from thinkstream_client.records import JobRef
 
 REF = JobRef("default", "job")
 END = Terminal(finish=Finish(reason=FinishReason.STOP, num_tokens=3))

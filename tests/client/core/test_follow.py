@@ -19,9 +19,10 @@ from thinkstream_client.errors import (
     ThinkstreamError,
 )
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import Finish, FinishReason, JobStatus, TokenChunk
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.wire import Entry, RawEntry, Terminal, chain_crc, initial_crc
-from thinkstream_client.records import Finish, FinishReason, JobRef, JobStatus, Request, TokenChunk
+from thinkstream_client.records import JobRef, Request
 
 REF = JobRef("default", "job")
 KEYS = Keys()

@@ -6,15 +6,9 @@ import pytest
 
 from thinkstream_client.core.result_reader import ResultReader
 from thinkstream_client.errors import InvalidRequest, RecordInvalid, StreamForked
+from thinkstream_client.outcome import Finish, FinishReason, TokenChunk, TokenLogprobs
 from thinkstream_client.protocol.wire import Broken, Entry, Marker, Terminal, chain_crc, initial_crc
-from thinkstream_client.records import (
-    Finish,
-    FinishReason,
-    JobRef,
-    SessionId,
-    TokenChunk,
-    TokenLogprobs,
-)
+from thinkstream_client.records import JobRef, SessionId
 
 REF = JobRef("default", "job")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from thinkstream_client.core.results import error_of, failure_error
 from thinkstream_client.errors import InvalidRequest, JobFailed, PromptTooLong
-from thinkstream_client.records import Finish, FinishReason, JobFailure
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure
 
 
 def test_what_the_worker_refused_names_the_field() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from thinkstream_client.core.compose import BatchItem
-from thinkstream_client.core.results import BatchResult, JobResult
+from thinkstream_client.core.results import BatchResult
 from thinkstream_client.errors import InvalidRequest, JobFailed
 from thinkstream_client.files.jsonl import ResultRow, parse_line, parse_result, read_lines, result_line
-from thinkstream_client.records import FinishReason, Message, TokenLogprobs, Usage
+from thinkstream_client.outcome import FinishReason, JobResult, TokenLogprobs, Usage
+from thinkstream_client.records import Message
 
 
 def parse(number: int = 1, **fields: Any) -> BatchItem:

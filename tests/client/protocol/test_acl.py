@@ -15,10 +15,11 @@ from tests.support.worker import tokens_of
 
 from thinkstream_client import Client
 from thinkstream_client.errors import CommandRefused, ConfigError, RecordInvalid, ThinkstreamError
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.namespace import settled
-from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 USERS = Path("infra/redis/users.acl")

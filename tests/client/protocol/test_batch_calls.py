@@ -13,10 +13,11 @@ import redis
 
 from thinkstream_client.errors import Fenced
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure, JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import BatchEnd, FinishRow, StepReply
-from thinkstream_client.records import Finish, FinishReason, JobFailure, JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 KEYS, BATCH = Keys(), "b"

@@ -6,8 +6,9 @@ import pytest
 from tests.support.partition import FAILURE, KEYS, NOT_OURS, OK, Partition, finish, step, sweep
 
 from thinkstream_client.errors import Fenced
+from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions, wire
-from thinkstream_client.records import FinishReason, JobRef, JobStatus
+from thinkstream_client.records import JobRef
 
 DAY_MS = 86_400_000
 

@@ -11,11 +11,8 @@ import pytest
 from tests.support.partition import CAS, FAILURE, KEYS, NOT_OURS, OK, Make, Partition, finish, step
 
 from thinkstream_client.errors import Fenced
+from thinkstream_client.outcome import JobFailure, JobStatus
 from thinkstream_client.protocol import functions
-from thinkstream_client.records import (
-    JobFailure,
-    JobStatus,
-)
 
 CALLS: dict[str, Make] = {
     "step": lambda session, nonce, claimed: step(session, nonce, claimed, 1),

@@ -8,12 +8,9 @@ import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step
 
 from thinkstream_client.errors import Fenced, InvalidRequest, JobNotFound, RecordInvalid
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, wire
-from thinkstream_client.records import (
-    JobRef,
-    JobStatus,
-    Request,
-)
+from thinkstream_client.records import JobRef, Request
 
 
 def test_a_lease_that_is_over_takes_no_jobs(partition: Partition) -> None:

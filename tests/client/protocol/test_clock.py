@@ -7,8 +7,9 @@ import time
 import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, step, sweep
 
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions
-from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 
 JUMP_MS = 600_000
 

@@ -23,11 +23,12 @@ from thinkstream_client.errors import (
     ServiceUnavailable,
 )
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, library
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.connection import AsyncConnection, Connection
 from thinkstream_client.protocol.server_check import server_check
-from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 KEYS = Keys()

@@ -11,11 +11,12 @@ from tests.support.audit import Snapshot
 
 from thinkstream_client.errors import InvalidRequest, RecordInvalid
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import JobFailure, JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import StepReply, StepRow
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import JobFailure, JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 KEYS, SESSION, REF = Keys(), SessionId("w.1"), JobRef("a", "job")

@@ -9,10 +9,11 @@ import pytest
 import redis
 
 from thinkstream_client.keys import Keys
+from thinkstream_client.outcome import Finish, FinishReason
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import FinishRow
-from thinkstream_client.records import Finish, FinishReason, JobRef, Request, SamplingParams, SessionId
+from thinkstream_client.records import JobRef, Request, SamplingParams, SessionId
 from thinkstream_client.settings import RedisSettings
 
 KEYS, SESSION, SLOTS = Keys(), SessionId("w.1"), 8

@@ -12,8 +12,9 @@ import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step, sweep
 
 from thinkstream_client.errors import QueueFull
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, wire
-from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 
 DAY_MS = 86_400_000
 DEAD = SessionId("dead.1")

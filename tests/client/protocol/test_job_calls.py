@@ -14,15 +14,10 @@ from thinkstream_client.errors import (
     JobNotFound,
     QueueFull,
 )
+from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.functions import Swept
-from thinkstream_client.records import (
-    FinishReason,
-    JobRef,
-    JobStatus,
-    Request,
-    SamplingParams,
-)
+from thinkstream_client.records import JobRef, Request, SamplingParams
 
 
 def test_submit_again(queue: Queue) -> None:

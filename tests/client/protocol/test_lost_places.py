@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, sweep
 
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, wire
-from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 
 REF = JobRef("a", "j")
 FAR_MS = 8_000_000_000_000

@@ -8,13 +8,10 @@ import pytest
 from tests.support.queue import KEYS, NOT_OURS, OK, Queue
 
 from thinkstream_client.errors import InvalidRequest, RecordInvalid
+from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import (
-    FinishReason,
-    JobStatus,
-    Request,
-)
+from thinkstream_client.records import Request
 
 
 def test_life_of_a_job(queue: Queue) -> None:

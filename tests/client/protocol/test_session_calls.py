@@ -8,17 +8,13 @@ import pytest
 from tests.support.queue import CAS, FAILURE, KEYS, NOT_OURS, OK, Queue
 
 from thinkstream_client.errors import Fenced
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.functions import StepReply, StepRow
 from thinkstream_client.protocol.session_calls import MAX_LEASE_MS
 from thinkstream_client.protocol.wire_request import decode_request
-from thinkstream_client.records import (
-    JobRef,
-    JobStatus,
-    Request,
-    SessionId,
-)
+from thinkstream_client.records import JobRef, Request, SessionId
 
 
 def test_lost_reply_and_gap_are_refused(queue: Queue) -> None:

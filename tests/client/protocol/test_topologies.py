@@ -17,11 +17,12 @@ from tests.support.worker import text_of, token_of
 
 from thinkstream_client import AsyncClient, Client
 from thinkstream_client.errors import ConfigError, ServiceUnavailable, StreamForked
+from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.protocol.connection import AsyncConnection, Connection
 from thinkstream_client.protocol.namespace import settled
 from thinkstream_client.protocol.server_check import server_check
-from thinkstream_client.records import JobRef, JobStatus, Request, SessionId
+from thinkstream_client.records import JobRef, Request, SessionId
 from thinkstream_client.settings import RedisSettings
 
 Setup = ClusterSetup | SentinelSetup | TlsServer

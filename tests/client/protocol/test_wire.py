@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkstream_client.errors import InvalidRequest, RecordInvalid, RequestError
+from thinkstream_client.outcome import Finish, FinishReason, JobFailure, Timings, TokenLogprobs, Usage
 from thinkstream_client.protocol import wire
 from thinkstream_client.protocol.packing import pack, unpack
 from thinkstream_client.protocol.wire_request import (
@@ -16,17 +17,7 @@ from thinkstream_client.protocol.wire_request import (
     encode_request,
     request_digest,
 )
-from thinkstream_client.records import (
-    Finish,
-    FinishReason,
-    JobFailure,
-    Message,
-    Request,
-    SamplingParams,
-    Timings,
-    TokenLogprobs,
-    Usage,
-)
+from thinkstream_client.records import Message, Request, SamplingParams
 
 FULL = Request(
     messages=(Message("system", "Be brief."), Message("user", "Какая столица России?")),

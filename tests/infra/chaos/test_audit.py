@@ -11,8 +11,9 @@ from infra.chaos.journal import Record
 from infra.chaos.plan import JobPlan
 from infra.chaos.undisturbed import Undisturbed
 
+from thinkstream_client.outcome import Finish, FinishReason
 from thinkstream_client.protocol.wire import Entry, Marker, RawEntry, Terminal, chain_crc, initial_crc
-from thinkstream_client.records import Finish, FinishReason, SessionId
+from thinkstream_client.records import SessionId
 
 JOB = "job"
 IDS = (5, 6, 7, 8)

@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thinkstream_client.protocol.connection import AsyncConnection
-from thinkstream_client.records import JobRef
-
-from .effects import MAX_STREAMS, Read, Results
+from .core.effects import MAX_STREAMS, Read, Results
+from .protocol.connection import AsyncConnection
+from .records import JobRef
 
 if TYPE_CHECKING:
     import asyncio
