@@ -1,4 +1,4 @@
-"""Finds the tensors of a checkpoint's files and copies them, piece by piece, to where they belong.
+"""Finds the tensors of a checkpoint's files, and reads bytes of them.
 
 Knows the safetensors format and the three ways in which checkpoints are cut into files. Knows no model:
 what a tensor means is ``layouts``' business.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .errors import WeightsError
 
@@ -29,8 +29,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Kinds of numbers that a model's weights may have, by the format's names."""
 
 _MAX_HEADER_BYTES = 100_000_000
-_STAGING_BYTES = 4 << 20
-_NUM_STAGING = 2
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.safetensors)")
@@ -81,110 +79,40 @@ def read_bytes(stored: StoredTensor, offset: int, num_bytes: int) -> bytes:
         WeightsError: The file cannot be read, or ends early.
     """
     buffer = bytearray(num_bytes)
-    try:
-        with stored.file.open("rb", buffering=0) as file:
-            _read_into(cast("BinaryIO", file), stored, offset, memoryview(buffer))
-    except OSError as error:
-        raise WeightsError(stored.file, stored.name, "a readable file", error.strerror or error) from error
+    with opened(stored) as file:
+        num_read = read_into(file, stored.start + offset, memoryview(buffer))
+    if num_read < num_bytes:
+        raise ended_early(stored, offset + num_read)
     return bytes(buffer)
 
 
-class TensorReader:
-    """Copies stored tensors into given ones, all on one device; each thread has its own.
+@contextmanager
+def opened(stored: StoredTensor) -> Generator[FileIO]:
+    """Open the file of a tensor.
 
-    Bytes that need no conversion go straight into a tensor of the host. All others pass through two small
-    staging buffers, pinned where the target is a CUDA device, which takes from one while the other is filled.
-    So the host never holds a second copy of a model.
+    Raises:
+        WeightsError: It cannot be opened, or not be read by whoever has it open.
     """
-
-    def __init__(self) -> None:
-        self._staging: deque[_Staging] = deque()
-
-    def copy(self, stored: StoredTensor, destination: Tensor) -> None:
-        """Fill ``destination``, which is contiguous and of the stored shape, converting its kind.
-
-        A CUDA device may have the last bytes only after ``wait``; what its current stream is told to do
-        comes behind them in any case.
-
-        Raises:
-            WeightsError: The file cannot be read, or ends early.
-        """
-        flat = destination.view(-1)
-        try:
-            with stored.file.open("rb", buffering=0) as file:
-                if flat.device.type == "cpu" and flat.dtype == DTYPES[stored.dtype]:
-                    _read_into(cast("BinaryIO", file), stored, 0, _memory(flat))
-                else:
-                    self._copy_staged(cast("BinaryIO", file), stored, flat)
-        except OSError as error:
-            reason = error.strerror or error
-            raise WeightsError(stored.file, stored.name, "a readable file", reason) from error
-
-    def wait(self) -> None:
-        """Wait until the device has everything."""
-        for staging in self._staging:
-            staging.wait()
-
-    def _copy_staged(self, file: BinaryIO, stored: StoredTensor, flat: Tensor) -> None:
-        dtype = DTYPES[stored.dtype]
-        step = _STAGING_BYTES // dtype.itemsize
-        for begin in range(0, flat.numel(), step):
-            part = flat[begin : begin + step]
-            staging = self._next_staging(flat.device)
-            piece = staging.memory[: part.numel() * dtype.itemsize]
-            _read_into(file, stored, begin * dtype.itemsize, _memory(piece))
-            staging.send(piece.view(dtype), part)
-
-    def _next_staging(self, device: torch.device) -> _Staging:
-        """The buffer that has been on its way for the longer time, once it has arrived."""
-        if len(self._staging) < _NUM_STAGING:
-            staging = _Staging(device)
-        else:
-            staging = self._staging.popleft()
-            staging.wait()
-        self._staging.append(staging)
-        return staging
+    try:
+        with stored.file.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise WeightsError(stored.file, stored.name, "a readable file", error.strerror or error) from error
 
 
-class _Staging:
-    """Memory of the host from which a device takes what was read.
-
-    Attributes:
-        memory: uint8; not to be written between ``send`` and ``wait``.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
-        self.memory = torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=is_cuda)
-        self._is_taken = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
-
-    def send(self, numbers: Tensor, target: Tensor) -> None:
-        """Tell the device to take numbers of the memory into a tensor, converting their kind on its side."""
-        if numbers.dtype != target.dtype:
-            numbers = numbers.to(target.device, non_blocking=True)
-        target.copy_(numbers, non_blocking=True)
-        if self._is_taken is not None:
-            self._is_taken.record(torch.cuda.current_stream(target.device))
-
-    def wait(self) -> None:
-        """Wait until it has."""
-        if self._is_taken is not None:
-            self._is_taken.synchronize()
-
-
-def _memory(tensor: Tensor) -> memoryview:
-    return tensor.view(torch.uint8).numpy().data
-
-
-def _read_into(file: BinaryIO, stored: StoredTensor, offset: int, target: memoryview) -> None:
-    file.seek(stored.start + offset)
+def read_into(file: FileIO, start: int, target: memoryview) -> int:
+    """Fill the target with bytes from ``start`` on; returns how many there were until the file's end."""
+    file.seek(start)
     done = 0
-    while done < len(target):
-        num_read = cast("Any", file).readinto(target[done:])
-        if not num_read:
-            found = f"the file's end after {offset + done}"
-            raise WeightsError(stored.file, stored.name, f"{stored.num_bytes} bytes", found)
+    while done < len(target) and (num_read := file.readinto(target[done:])):
         done += num_read
+    return done
+
+
+def ended_early(stored: StoredTensor, num_bytes: int) -> WeightsError:
+    """The error of a file that holds only so many bytes of a tensor."""
+    found = f"the file's end after {num_bytes}"
+    return WeightsError(stored.file, stored.name, f"{stored.num_bytes} bytes", found)
 
 
 def _merge(files: Iterable[Path]) -> dict[str, StoredTensor]:

@@ -6,18 +6,20 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from .checkpoint_files import DTYPES, StoredTensor, TensorReader, find_tensors
+from .checkpoint_files import DTYPES, StoredTensor, find_tensors
 from .config import ThinkerConfig
 from .errors import WeightsError
 from .layouts import Copy, check_copies, place_of, text_tensors
 from .parameters import ThinkerWeights
+from .pieces import PieceReader, cut_pieces
 from .thinker import Thinker
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def load_weights(
     """Load the weights of a checkpoint's Thinker; its other parts are passed over.
 
     Everything is checked against the config before the first byte of a tensor is read or memory is
-    taken for it. The host never holds more than the destination and a few small staging buffers.
+    taken for it. The host never holds more than the destination and two staging buffers a reader.
 
     Args:
         path: A folder with ``config.json`` and weights in any layout and arrangement.
@@ -117,9 +119,9 @@ def _fill(
     copies: list[Copy], weights: ThinkerWeights, meanwhile: Callable[[ThinkerWeights], object] | None
 ) -> None:
     """Read every tensor to its place; what fails first ends all and is raised."""
-    destinations = weights.named_destinations()
-    # One iterator for all readers, each of which takes the next tensor as soon as it can.
-    in_file_order = iter(sorted(copies, key=lambda copy: (copy.stored.file, copy.stored.start)))
+    device = weights.embedding_VD.device
+    # One iterator for all readers, each of which takes the next piece as soon as it can.
+    pieces = iter(cut_pieces(_fillings(copies, weights)))
 
     errors: list[BaseException] = []
 
@@ -130,18 +132,18 @@ def _fill(
             yield
         except BaseException as error:
             errors.append(error)
-            deque(in_file_order, maxlen=0)
+            deque(pieces, maxlen=0)
 
     def fill() -> None:
         with ending_all():
-            reader = TensorReader()
-            for stored, place in in_file_order:
-                destination = place.within(destinations)
-                assert destination is not None, "check_copies has seen every place"
-                reader.copy(stored, destination)
-            reader.wait()
+            reader = PieceReader(device)
+            try:
+                for piece in pieces:
+                    reader.read(piece)
+            finally:
+                reader.wait()  # who fails gives the targets' memory back
 
-    num_readers = _num_readers(weights.embedding_VD.device)
+    num_readers = _num_readers(device)
     with ThreadPoolExecutor(num_readers, "weights") as readers, ending_all():
         filled = [readers.submit(fill) for _ in range(num_readers)]
         if meanwhile is not None:
@@ -149,6 +151,14 @@ def _fill(
         wait(filled)
     if errors:
         raise errors[0]
+
+
+def _fillings(copies: list[Copy], weights: ThinkerWeights) -> Iterator[tuple[StoredTensor, Tensor]]:
+    destinations = weights.named_destinations()
+    for stored, place in copies:
+        destination = place.within(destinations)
+        assert destination is not None, "check_copies has seen every place"
+        yield stored, destination
 
 
 def _num_readers(device: torch.device) -> int:

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from thinkstream_model.checkpoint_files import StoredTensor, TensorReader
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ConfigError, WeightsError
 from thinkstream_model.loader import load_thinker, load_weights
 from thinkstream_model.parameters import ThinkerWeights
+from thinkstream_model.pieces import Piece, PieceReader
 
 
 def _omni_config() -> Any:
@@ -237,7 +237,7 @@ def test_the_first_failure_ends_the_load_and_is_told(
 ) -> None:
     numbers, taken = itertools.count(), list[int]()
 
-    def copy(reader: TensorReader, stored: StoredTensor, destination: Tensor) -> None:
+    def read(reader: PieceReader, piece: Piece) -> None:
         taken.append(number := next(numbers))
         if number == 1 and not is_meanwhile:
             raise OSError("the first to fail")
@@ -249,10 +249,31 @@ def test_the_first_failure_ends_the_load_and_is_told(
         if is_meanwhile:
             raise OSError("the first to fail")
 
-    monkeypatch.setattr(TensorReader, "copy", copy)
+    monkeypatch.setattr("thinkstream_model.pieces._PIECE_BYTES", 64)
+    monkeypatch.setattr(PieceReader, "read", read)
     with pytest.raises(OSError, match="the first to fail"):
         load_weights(small_checkpoint, meanwhile=meanwhile)
-    assert len(taken) <= 6  # of 20: one a reader, and two that were faster than the failure
+    assert len(taken) <= 6  # of some hundred: one a reader, and two that were faster than the failure
+
+
+def test_a_reader_that_fails_waits_for_what_is_under_way(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, waited = list[PieceReader](), list[PieceReader]()
+
+    def read(reader: PieceReader, piece: Piece) -> None:
+        failed.append(reader)
+        raise OSError("no disk")
+
+    def wait(reader: PieceReader) -> None:
+        waited.append(reader)
+
+    monkeypatch.setattr(PieceReader, "read", read)
+    monkeypatch.setattr(PieceReader, "wait", wait)
+    with pytest.raises(OSError, match="no disk"):
+        load_weights(small_checkpoint)
+    assert failed
+    assert {*failed} <= {*waited}
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
