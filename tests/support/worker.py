@@ -194,6 +194,6 @@ class HandWorker:
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes replicas wait a millisecond before they try a lost connection again."""
-    monkeypatch.setattr("thinkstream_workers.publisher.FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setattr("thinkstream_workers.publisher.MAX_BACKOFF_S", 0.001)
+    monkeypatch.setattr("thinkstream_workers.patience.FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr("thinkstream_workers.patience.MAX_BACKOFF_S", 0.001)
     monkeypatch.setattr("thinkstream_workers.intake._RETRY_S", 0.001)

@@ -18,7 +18,7 @@ from thinkstream_client.errors import (
 )
 from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions
-from thinkstream_workers import endings, publisher
+from thinkstream_workers import endings, patience, publisher
 from thinkstream_workers.orders import SequenceEnd, StepOutput, TokenOut
 from thinkstream_workers.publication import Publication
 
@@ -34,7 +34,7 @@ def replica(service: Service, letters: Letters) -> Replica:
 def test_sessions_that_redis_always_refuses_end_the_replica_and_do_not_spin(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "MAX_REFUSED_SESSIONS", 3)
+    monkeypatch.setattr(patience, "MAX_REFUSED_SESSIONS", 3)
     replica.connection.fence_calls = "ts1_beat"
     began = time.monotonic()
     with pytest.raises(Fenced, match="refused 3 new sessions in a row"):
@@ -44,7 +44,7 @@ def test_sessions_that_redis_always_refuses_end_the_replica_and_do_not_spin(
 
 
 def test_a_beat_in_between_forgives_refusals(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "MAX_REFUSED_SESSIONS", 1)
+    monkeypatch.setattr(patience, "MAX_REFUSED_SESSIONS", 1)
     for _ in range(4):
         replica.connection.fence_calls = "ts1_beat"
         replica.publisher.beat_soon()
@@ -109,12 +109,12 @@ def test_a_call_that_redis_refuses_ends_no_job(
 def test_a_call_that_redis_refuses_for_good_comes_out(
     service: Service, replica: Replica, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "MAX_BACKOFF_S", 0.001)
+    monkeypatch.setattr(patience, "MAX_BACKOFF_S", 0.001)
     service.submit("job")
     (key,) = replica.take()
     replica.connection.refuse_call = name
     replica.publisher.beat_soon()
-    replica.make(*tokens(key, "A"), num_turns=publisher.MAX_REFUSED_CALLS)
+    replica.make(*tokens(key, "A"), num_turns=patience.MAX_REFUSED_CALLS)
     with pytest.raises(RecordInvalid):
         replica.make()
 
@@ -122,12 +122,12 @@ def test_a_call_that_redis_refuses_for_good_comes_out(
 def test_refusals_that_pass_are_not_added_up(
     service: Service, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "MAX_BACKOFF_S", 0.001)
+    monkeypatch.setattr(patience, "MAX_BACKOFF_S", 0.001)
     service.submit("job")
     (key,) = replica.take()
     for index in (1, 2):
         replica.connection.refuse_call = "ts1_step"
-        replica.make(*tokens(key, "A", start=index), num_turns=publisher.MAX_REFUSED_CALLS)
+        replica.make(*tokens(key, "A", start=index), num_turns=patience.MAX_REFUSED_CALLS)
         replica.connection.refuse_call = ""
         replica.make(num_turns=2)
     assert service.result(key.ref).ids == (65, 65)

@@ -11,16 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from thinkstream_client.errors import (
-    CommandRefused,
-    Fenced,
-    QueueFull,
-    RecordInvalid,
-    ServiceUnavailable,
-    ThinkstreamError,
-)
+from thinkstream_client.errors import Fenced, QueueFull, RecordInvalid, ThinkstreamError
 from thinkstream_client.outcome import FinishReason, JobFailure
 from thinkstream_client.protocol.functions import StepReply, StepRow
 
@@ -29,19 +22,16 @@ from .failures import failure_of, is_final
 from .job_table import JobTable
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Stop, TokenOut
+from .patience import Patience
 from .publication import Publication, Repair
 from .pulse import Pulse
+from .sending import send_rows
 from .session import Session
 
 logger = logging.getLogger(__name__)
 
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 MAX_REPAIRS = 3
 """Refusals in a row after which a job is left to whoever owns it."""
-MAX_REFUSED_CALLS = 60
-"""Calls refused in a row, about a minute of them, after which the replica ends: no waiting mends that."""
-MAX_REFUSED_SESSIONS = 8
-"""New sessions in a row that Redis may refuse before the replica ends: it would refuse the next one too."""
 
 
 class Publisher:
@@ -81,9 +71,7 @@ class Publisher:
         self._failed: dict[JobKey, JobFailure] = {}  # are to be given back as failed
         self._repairs: dict[JobKey, int] = {}  # refusals in a row
         self._beat_at = 0.0
-        self._backoff_s = 0.0
-        self._num_refused = 0  # fenced so often since the last beat that was answered
-        self._num_refused_calls = 0  # in a row
+        self._patience = Patience()
         self._must_ask = False  # a reply was lost: nothing is sent before a beat tells what is ours
 
     def run(self) -> None:
@@ -114,15 +102,10 @@ class Publisher:
             if not self._waiting and not self._failed:
                 self._take_all(wait_s)
             self._send()
-            self._backoff_s, self._num_refused_calls = 0.0, 0
+            self._patience.all_sent()
         except Fenced as error:
             self._start_over(error)
-        except (ServiceUnavailable, QueueFull) as error:
-            self._back_off(error)
         except ThinkstreamError as error:
-            self._num_refused_calls += 1
-            if self._num_refused_calls > MAX_REFUSED_CALLS:
-                raise
             self._back_off(error)
 
     def _beat_if_due(self) -> None:
@@ -140,7 +123,7 @@ class Publisher:
         for claim in owned - {key.claim for key in known}:
             self._adopt(claim)
         self._beat_at = now + self._beat_every_s
-        self._num_refused = 0
+        self._patience.beat_answered()
         self._must_ask = False
 
     def _take_all(self, wait_s: float) -> None:
@@ -227,36 +210,19 @@ class Publisher:
                 self._resolve_refusal(publication, reply)
         self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
 
-    def _step(self, batch: list[Publication]) -> list[StepReply]:
+    def _step(self, batch: Sequence[Publication]) -> list[StepReply]:
         return self._session.step(
             [StepRow(p.key.ref, p.expected_len, p.next_entry(), p.key.mk, p.grain) for p in batch]
         )
 
-    def _finish(self, batch: list[Publication], now: float) -> list[StepReply]:
+    def _finish(self, batch: Sequence[Publication], now: float) -> list[StepReply]:
         return self._session.finish([finish_row(publication, now) for publication in batch])
 
     def _replies(
-        self, batch: list[Publication], send: Callable[[list[Publication]], list[StepReply]]
+        self, batch: list[Publication], send: Callable[[Sequence[Publication]], list[StepReply]]
     ) -> list[tuple[Publication, StepReply]]:
-        """Sends rows together or, where Redis refuses the call, each by itself.
-
-        A row that is refused while others are taken fails its job. Where all are refused it is the call that
-        Redis does not do, and the error comes out. Rows that were taken the first time are repaired.
-        """
-        try:
-            return list(zip(batch, send(batch), strict=True))
-        except CommandRefused:
-            if len(batch) == 1:
-                raise
-        taken: list[tuple[Publication, StepReply]] = []
-        refused: list[tuple[Publication, CommandRefused]] = []
-        for publication in batch:
-            try:
-                taken.append((publication, send([publication])[0]))
-            except CommandRefused as error:
-                refused.append((publication, error))
-        if not taken:
-            raise refused[0][1]
+        """Sends rows; one that is refused while others are taken fails its job."""
+        taken, refused = send_rows(batch, send)
         for publication, refusal in refused:
             self._fail(publication.key, refusal)
         return taken
@@ -326,21 +292,18 @@ class Publisher:
         if self._session.is_draining:
             self.stop()
             return
-        if self._num_refused == MAX_REFUSED_SESSIONS:
-            raise Fenced(f"Redis has refused {self._num_refused} new sessions in a row") from error
-        if self._num_refused > 0:
-            self._stopping.wait(min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self._num_refused - 1)))
-        self._num_refused += 1
+        self._stopping.wait(self._patience.before_session(error))
         self._session.replace()
         self._must_ask = True
         self.beat_soon()
 
     def _back_off(self, error: ThinkstreamError) -> None:
         """Waits before the same is sent again; after a lost connection the session asks first if it lives."""
-        if self._backoff_s == 0.0:
+        is_first = not self._patience.is_tried
+        wait_s = self._patience.before_retry(error)
+        if is_first:
             logger.warning("publishing waits: %s", error)
-        self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
         if not isinstance(error, QueueFull):
             self._must_ask = True
             self.beat_soon()
-        self._stopping.wait(self._backoff_s)
+        self._stopping.wait(wait_s)
