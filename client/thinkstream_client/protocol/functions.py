@@ -10,22 +10,9 @@ from .batch_calls import BatchEnd, batch_close, batch_exists, read_batch_end
 from .call import Call
 from .dead_calls import DeadLetter, dead_drop, dead_letter, dead_letters, dead_retry
 from .job_calls import Submitted, cancel, confirm, durable, job_cost, submit
+from .owner_calls import FinishRow, StepReply, StepRow, fail, finish, note, release, step
 from .read_calls import JobInfo, JobSummary, job_info, job_status, list_jobs, read_results
-from .session_calls import (
-    Claimed,
-    FinishRow,
-    StepReply,
-    StepRow,
-    beat,
-    bye,
-    claim,
-    fail,
-    finish,
-    hello,
-    note,
-    release,
-    step,
-)
+from .session_calls import Claimed, beat, bye, claim, hello
 from .status_calls import (
     Backlog,
     ClassBacklog,
