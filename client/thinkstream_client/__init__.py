@@ -16,7 +16,7 @@ from .aio import AsyncClient
 from .aio_job import AsyncJob, AsyncTokenStream
 from .batch import AsyncBatchJob, BatchJob
 from .client import Client
-from .core.batch_core import BatchProgress
+from .core.batch_options import BatchProgress
 from .core.compose import BatchItem
 from .core.history import JobHistory, Tenure
 from .core.results import BatchResult

@@ -10,7 +10,7 @@ from .aio_job import AsyncJob
 from .aio_runner import AsyncRunner
 from .batch import AsyncBatchJob
 from .checks import check_kind
-from .core.batch_core import BatchOptions
+from .core.batch_options import BatchOptions
 from .core.client_core import ClientCore
 from .core.compose import (
     BatchItem,

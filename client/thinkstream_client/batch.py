@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from .checks import check_wait
-from .core.batch_core import BLOCK_MS, BatchCore, BatchProgress
+from .core.batch_core import BLOCK_MS, BatchCore
+from .core.batch_options import BatchProgress
 from .core.client_core import ClientCore
 from .core.effects import AsyncRun, Run
 from .core.follow import Follower, Reading

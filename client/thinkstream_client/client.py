@@ -8,7 +8,7 @@ from typing import Self, Unpack
 
 from .batch import BatchJob
 from .checks import check_kind
-from .core.batch_core import BatchOptions
+from .core.batch_options import BatchOptions
 from .core.client_core import ClientCore
 from .core.compose import (
     BatchItem,

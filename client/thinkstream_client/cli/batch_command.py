@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from thinkstream_client.client import Client
-from thinkstream_client.core.batch_core import MAX_IN_FLIGHT
+from thinkstream_client.core.batch_options import MAX_IN_FLIGHT
 from thinkstream_client.core.compose import BatchItem
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.files.jsonl import read_lines, result_line

@@ -22,8 +22,9 @@ from thinkstream_client.protocol.server_check import ServerInfo, server_check
 from thinkstream_client.records import MAX_TOKENS, JobRef
 from thinkstream_client.settings import RedisSettings
 
-from .batch_core import BatchCore, BatchOptions
+from .batch_core import BatchCore
 from .batch_end import closing_calls, wait_for_end
+from .batch_options import BatchOptions
 from .chunk_stream import ChunkStream
 from .compose import BatchItem
 from .durability import is_durable
