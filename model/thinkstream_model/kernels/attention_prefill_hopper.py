@@ -18,14 +18,13 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .hopper_softmax import ROWS, SUM_COLUMNS
 from .hopper_warps import (
     COLUMNS,
     KEYS_EMPTY,
     KEYS_FULL,
     NUM_GROUPS,
     NUM_STAGES,
-    ROWS,
-    SUM_COLUMNS,
     VALUES_EMPTY,
     VALUES_FULL,
     attend,

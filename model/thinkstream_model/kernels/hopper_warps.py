@@ -18,19 +18,25 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .hopper_softmax import (
+    ROWS,
+    SCORE_LAYOUT,
+    finite,
+    mean,
+    merge,
+    new_result_and_split,
+    scaled,
+    weights,
+)
 from .running_softmax import SPLIT_KEYS, TILE_KEYS
 
 block_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 """As Triton 3.7 calls it, or 3.6: all threads of a warp group wait for each other."""
 
 NUM_GROUPS = gl.constexpr(2)
-ROWS = gl.constexpr(64)
-"""Of a warp group: what the tensor cores of its four warps take at once."""
 SPLIT_TILES = gl.constexpr(SPLIT_KEYS.value // TILE_KEYS.value)
 NUM_STAGES = gl.constexpr(3)
 """Places for a tile: as many as fit into the shared memory beside the queries."""
-SUM_COLUMNS = gl.constexpr(8)
-"""All are equal, so that these give the bits of the more that ``running_softmax`` has."""
 COLUMNS = gl.constexpr(64)
 """Of a page: what one swizzled row of shared memory holds."""
 
@@ -95,41 +101,26 @@ def fetch(
 
 
 @gluon.jit
-def _finite(top_R: gl.tensor) -> gl.tensor:
-    return gl.where(top_R == float("-inf"), 0.0, top_R)
+def _begin_scores(q_RC: gl.tensor, key_tiles: gl.tensor, barriers: gl.tensor, tile: gl.tensor) -> gl.tensor:
+    """Have a tile's scores worked out, as soon as its keys are there."""
+    stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
+    no_scores_RK = gl.full([ROWS, TILE_KEYS], 0.0, gl.float32, layout=SCORE_LAYOUT)
+    mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
+    keys_CK = key_tiles.index(stage).permute((1, 0))
+    scores_RK: gl.tensor = warpgroup_mma(q_RC, keys_CK, no_scores_RK, use_acc=False, is_async=True)
+    return scores_RK
 
 
 @gluon.jit
-def _merge(
-    top_R: gl.tensor,
-    sum_R: gl.tensor,
-    out_RC: gl.tensor,
-    split_top_R: gl.tensor,
-    split_sum_RX: gl.tensor,
-    split_out_RC: gl.tensor,
-) -> tuple[gl.tensor, gl.tensor, gl.tensor]:
-    """``running_softmax.merge`` of ``summed``."""
-    split_sum_R = gl.convert_layout(gl.max(split_sum_RX, 1), top_R.type.layout)
-    new_top_R = gl.maximum(top_R, split_top_R)
-    shift_R = _finite(new_top_R)
-    keep_R, share_R = gl.exp2(top_R - shift_R), gl.exp2(split_top_R - shift_R)
-    sum_R = gl.fma(split_sum_R, share_R, sum_R * keep_R)
-    out_RC = gl.fma(split_out_RC, gl.expand_dims(share_R, 1), out_RC * gl.expand_dims(keep_R, 1))
-    return new_top_R, sum_R, out_RC
-
-
-@gluon.jit
-def _weights(scores_RK: gl.tensor, shift_R: gl.tensor, scale: gl.tensor) -> gl.tensor:
-    return gl.exp2(gl.fma(scores_RK, scale, -gl.expand_dims(shift_R, 1))).to(gl.bfloat16)
-
-
-@gluon.jit
-def _scaled(
-    sum_RX: gl.tensor, out_RC: gl.tensor, keep_R: gl.tensor, sum_layout: gl.constexpr
-) -> tuple[gl.tensor, gl.tensor]:
-    """What a split has summed so far, brought to its new top."""
-    keep_sum_R = gl.convert_layout(keep_R, gl.SliceLayout(1, sum_layout))
-    return sum_RX * gl.expand_dims(keep_sum_R, 1), out_RC * gl.expand_dims(keep_R, 1)
+def _end_scores(scores_RK: gl.tensor, barriers: gl.tensor, tile: gl.tensor) -> gl.tensor:
+    """Wait for a tile's scores, and leave the places of its keys and of the values before them."""
+    scores_RK = warpgroup_mma_wait(0, deps=[scores_RK])
+    block_barrier()
+    mbarrier.arrive(barriers.index(KEYS_EMPTY + tile % NUM_STAGES), count=1)
+    mbarrier.arrive(
+        barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
+    )
+    return scores_RK
 
 
 @gluon.jit
@@ -139,15 +130,13 @@ def _add_values(
     ones_KX: gl.tensor,
     sum_RX: gl.tensor,
     out_RC: gl.tensor,
-    use_acc: gl.constexpr,
-    sum_layout: gl.constexpr,
-    out_layout: gl.constexpr,
+    USE_ACC: gl.constexpr,
 ) -> tuple[gl.tensor, gl.tensor]:
-    """Add a tile's weights and weighted values; without ``use_acc`` nothing stood there."""
-    for_sum = gl.convert_layout(weights_RK, gl.DotOperandLayout(0, sum_layout, 2))
-    for_out = gl.convert_layout(weights_RK, gl.DotOperandLayout(0, out_layout, 2))
-    sum_RX = warpgroup_mma(for_sum, ones_KX, sum_RX, use_acc=use_acc, is_async=True)
-    out_RC = warpgroup_mma(for_out, value_tile, out_RC, use_acc=use_acc, is_async=True)
+    """Add a tile's weights and weighted values; without ``USE_ACC`` nothing stood there."""
+    for_sum = gl.convert_layout(weights_RK, gl.DotOperandLayout(0, sum_RX.type.layout, 2))
+    for_out = gl.convert_layout(weights_RK, gl.DotOperandLayout(0, out_RC.type.layout, 2))
+    sum_RX = warpgroup_mma(for_sum, ones_KX, sum_RX, use_acc=USE_ACC, is_async=True)
+    out_RC = warpgroup_mma(for_out, value_tile, out_RC, use_acc=USE_ACC, is_async=True)
     sum_RX, out_RC = warpgroup_mma_wait(0, deps=[sum_RX, out_RC])
     return sum_RX, out_RC
 
@@ -174,6 +163,75 @@ def _clear_behind(
 
 
 @gluon.jit
+def _add_whole_tile(
+    result: gl.tuple,
+    split: gl.tuple,
+    tile: gl.tensor,
+    q_RC: gl.tensor,
+    tiles: gl.tuple,
+    ones_KX: gl.tensor,
+    barriers: gl.tensor,
+    scale: gl.tensor,
+    IS_FIRST: gl.constexpr,
+) -> tuple[gl.tuple, gl.tuple]:
+    """Add a tile that every row sees whole; a split's first begins anew, and the split before is merged."""
+    key_tiles, value_tiles = tiles
+    scores_RK = _begin_scores(q_RC, key_tiles, barriers, tile)
+    if IS_FIRST:  # while the scores are worked out
+        result = merge(result, split)
+    scores_RK = _end_scores(scores_RK, barriers, tile)
+    top_R, sum_RX, out_RC = split
+    new_top_R = gl.max(scores_RK, 1) * scale
+    if not IS_FIRST:
+        new_top_R = gl.maximum(top_R, new_top_R)
+        sum_RX, out_RC = scaled(sum_RX, out_RC, gl.exp2(top_R - new_top_R))
+    weights_RK = weights(scores_RK, new_top_R, scale)
+    stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
+    mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
+    sum_RX, out_RC = _add_values(weights_RK, value_tiles.index(stage), ones_KX, sum_RX, out_RC, not IS_FIRST)
+    return result, (new_top_R, sum_RX, out_RC)
+
+
+@gluon.jit
+def _add_last_tile(
+    result: gl.tuple,
+    split: gl.tuple,
+    tile: gl.tensor,
+    q_RC: gl.tensor,
+    tiles: gl.tuple,
+    value_pages: gl.tensor,
+    ones_KX: gl.tensor,
+    barriers: gl.tensor,
+    position_R: gl.tensor,
+    context_len: gl.tensor,
+    scale: gl.tensor,
+    WIDTH: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+) -> tuple[gl.tuple, gl.tuple]:
+    """Add one of the tiles behind the whole splits: each row sees the keys up to its own position."""
+    key_tiles, value_tiles = tiles
+    scores_RK = _end_scores(_begin_scores(q_RC, key_tiles, barriers, tile), barriers, tile)
+    top_R, sum_RX, out_RC = split
+    if tile % SPLIT_TILES == 0:
+        result = merge(result, split)
+        top_R = gl.full_like(top_R, float("-inf"))
+    key_K = tile * TILE_KEYS + gl.arange(0, TILE_KEYS, layout=gl.SliceLayout(0, SCORE_LAYOUT))
+    is_seen_RK = gl.expand_dims(key_K, 0) <= gl.expand_dims(position_R, 1)
+    scores_RK = gl.where(is_seen_RK, scores_RK, float("-inf"))
+    new_top_R = gl.maximum(top_R, gl.max(scores_RK, 1) * scale)
+    shift_R = finite(new_top_R)
+    weights_RK = weights(scores_RK, shift_R, scale)
+    sum_RX, out_RC = scaled(sum_RX, out_RC, gl.exp2(top_R - shift_R))
+    stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
+    mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
+    num_keys = context_len - tile * TILE_KEYS
+    if (num_keys < TILE_KEYS) & (num_keys % BLOCK_SIZE != 0):
+        _clear_behind(value_pages, stage, num_keys, WIDTH, BLOCK_SIZE)
+    sum_RX, out_RC = _add_values(weights_RK, value_tiles.index(stage), ones_KX, sum_RX, out_RC, True)
+    return result, (new_top_R, sum_RX, out_RC)
+
+
+@gluon.jit
 def attend(
     warp_group: gl.constexpr,
     q_groups: gl.tensor,
@@ -197,99 +255,31 @@ def attend(
     BLOCK_SIZE: gl.constexpr,
 ) -> None:
     """A warp group's work: its rows of queries through all tiles."""
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_KEYS, 16])
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SUM_COLUMNS, 16])
-    row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+    row_layout: gl.constexpr = gl.SliceLayout(1, SCORE_LAYOUT)
     page_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     q_RC = q_groups.index(warp_group)
     key_tiles = key_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
     value_tiles = value_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
+    tiles = (key_tiles, value_tiles)
     row_R = gl.arange(0, ROWS, layout=row_layout)
     token_R, member_R = first + warp_group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS
-    result_top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
-    result_sum_R = gl.full([ROWS], 0.0, gl.float32, layout=row_layout)
-    result_out_RC = gl.full([ROWS, WIDTH], 0.0, gl.float32, layout=out_layout)
-    top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
-    sum_RX = gl.full([ROWS, SUM_COLUMNS], 0.0, gl.float32, layout=sum_layout)
-    out_RC = gl.full([ROWS, WIDTH], 0.0, gl.float32, layout=out_layout)
-    no_scores_RK = gl.full([ROWS, TILE_KEYS], 0.0, gl.float32, layout=score_layout)
-
-    # Whole splits, all of whose keys every row sees; their first tile begins anew.
+    result, split = new_result_and_split(WIDTH)
     whole_splits = whole_tiles // SPLIT_TILES
-    for split in range(whole_splits):
+    for whole_split in range(whole_splits):
         for part in gl.static_range(SPLIT_TILES):
-            tile = split * SPLIT_TILES + part
-            stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
-            mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
-            scores_RK = warpgroup_mma(q_RC, key_tiles.index(stage).permute((1, 0)), no_scores_RK,
-                                      use_acc=False, is_async=True)  # fmt: skip
-            if part == 0:  # while the scores are worked out
-                result_top_R, result_sum_R, result_out_RC = _merge(
-                    result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC
-                )
-            scores_RK = warpgroup_mma_wait(0, deps=[scores_RK])
-            block_barrier()
-            mbarrier.arrive(barriers.index(KEYS_EMPTY + stage), count=1)
-            mbarrier.arrive(
-                barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
+            tile = whole_split * SPLIT_TILES + part
+            result, split = _add_whole_tile(
+                result, split, tile, q_RC, tiles, ones_KX, barriers, scale, part == 0
             )
-            new_top_R = gl.max(scores_RK, 1) * scale
-            if part > 0:
-                new_top_R = gl.maximum(top_R, new_top_R)
-                sum_RX, out_RC = _scaled(sum_RX, out_RC, gl.exp2(top_R - new_top_R), sum_layout)
-            weights_RK = _weights(scores_RK, new_top_R, scale)
-            top_R = new_top_R
-            mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
-            sum_RX, out_RC = _add_values(
-                weights_RK,
-                value_tiles.index(stage),
-                ones_KX,
-                sum_RX,
-                out_RC,
-                part > 0,
-                sum_layout,
-                out_layout,
-            )
-
-    # What is left, less than two splits.
     position_R = context_len - query_len + token_R
-    for tile in range(whole_splits * SPLIT_TILES, end_tile):
-        stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
-        mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
-        scores_RK = warpgroup_mma(q_RC, key_tiles.index(stage).permute((1, 0)), no_scores_RK,
-                                  use_acc=False, is_async=True)  # fmt: skip
-        scores_RK = warpgroup_mma_wait(0, deps=[scores_RK])
-        block_barrier()
-        mbarrier.arrive(barriers.index(KEYS_EMPTY + stage), count=1)
-        mbarrier.arrive(
-            barriers.index(VALUES_EMPTY + (tile + NUM_STAGES - 1) % NUM_STAGES), count=1, pred=tile > 0
-        )
-        if tile % SPLIT_TILES == 0:
-            result_top_R, result_sum_R, result_out_RC = _merge(
-                result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC
-            )
-            top_R = gl.full([ROWS], float("-inf"), gl.float32, layout=row_layout)
-        key_K = tile * TILE_KEYS + gl.arange(0, TILE_KEYS, layout=gl.SliceLayout(0, score_layout))
-        is_seen_RK = gl.expand_dims(key_K, 0) <= gl.expand_dims(position_R, 1)
-        scores_RK = gl.where(is_seen_RK, scores_RK, float("-inf"))
-        new_top_R = gl.maximum(top_R, gl.max(scores_RK, 1) * scale)
-        shift_R = _finite(new_top_R)
-        weights_RK = _weights(scores_RK, shift_R, scale)
-        sum_RX, out_RC = _scaled(sum_RX, out_RC, gl.exp2(top_R - shift_R), sum_layout)
-        top_R = new_top_R
-        mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
-        num_keys = context_len - tile * TILE_KEYS
-        if (num_keys < TILE_KEYS) & (num_keys % BLOCK_SIZE != 0):
-            _clear_behind(value_pages, stage, num_keys, WIDTH, BLOCK_SIZE)
-        sum_RX, out_RC = _add_values(
-            weights_RK, value_tiles.index(stage), ones_KX, sum_RX, out_RC, True, sum_layout, out_layout
-        )
-
-    _, result_sum_R, result_out_RC = _merge(result_top_R, result_sum_R, result_out_RC, top_R, sum_RX, out_RC)
-    mean_RC = result_out_RC / gl.expand_dims(gl.where(result_sum_R == 0.0, 1.0, result_sum_R), 1)
+    for tile in range(whole_splits * SPLIT_TILES, end_tile):  # less than two splits
+        result, split = _add_last_tile(
+            result, split, tile, q_RC, tiles, value_pages, ones_KX, barriers, position_R, context_len, scale,
+            WIDTH, BLOCK_SIZE,
+        )  # fmt: skip
+    mean_RC = mean(merge(result, split))
     is_row_R = (token_R < query_len) & (member_R < HEADS_EACH)
     q_head_R = (start + token_R).to(gl.int64) * (KV_HEADS * HEADS_EACH) + head * HEADS_EACH + member_R
-    column_C = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, out_layout))
+    column_C = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, mean_RC.type.layout))
     offset_RC = gl.expand_dims(q_head_R * WIDTH, 1) + gl.expand_dims(column_C, 0)
     gl.store(out + offset_RC, mean_RC.to(gl.bfloat16), mask=gl.expand_dims(is_row_R, 1))
