@@ -2,10 +2,11 @@
 
     python -m infra.bench.gpu                       # batch 1 to 256, exact
     python -m infra.bench.gpu --fast-small-batch --batches 1,2,4,8
+    python -m infra.bench.gpu --sampling default    # as most jobs are sampled
     python -m infra.bench.gpu --batches 1 --prefill --offline
 
 Time per output token is (time of 257 tokens - time of 1) / 256, everything included: scheduling, sampling
-at temperature 1 and bringing the ids to the host. The floor is the time in which the card, by its own
+and bringing the ids to the host. The floor is the time in which the card, by its own
 measured bandwidth, reads what the step must read.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +27,7 @@ from thinkstream_workers.sampling import ResolvedSampling
 from .ceilings import read_bandwidth
 from .engine_bench import Ask, Decoded, EngineBench
 from .hits import CountingExchange
+from .samplings import SAMPLINGS
 from .shape import released_config, step_bytes
 
 _NUM_PROMPT = 128
@@ -40,12 +43,13 @@ def main() -> None:
     parser.add_argument(
         "--logprobs", type=int, help="log-probabilities of so many alternatives, by every job"
     )
+    parser.add_argument("--sampling", choices=sorted(SAMPLINGS), default="plain", help="see samplings.py")
     parser.add_argument("--step-tokens", type=int, default=8_192)
     parser.add_argument("--prefill", action="store_true", help="16 prompts of 4,096 tokens")
     parser.add_argument("--offline", action="store_true", help="512 jobs, 512 tokens in, 256 out")
     args = parser.parse_args()
 
-    bytes_per_s = read_bandwidth()
+    bytes_per_s, sampling = read_bandwidth(), _resolved(args.sampling, args.logprobs)
     print(json.dumps({"card": torch.cuda.get_device_name(), "read_TB_per_s": bytes_per_s / 1e12}), flush=True)
     began_s = time.perf_counter()
     weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
@@ -72,9 +76,9 @@ def main() -> None:
             flush=True,
         )
         for num_jobs in (int(batch) for batch in args.batches.split(",") if batch):
-            row = _decode_row(bench, num_jobs, args.logprobs)
+            row = _decode_row(bench, num_jobs, sampling)
             if args.logprobs is None:  # else the graphs in which experts are counted are there already
-                hits = _hit_experts(bench, counting, num_jobs)
+                hits = _hit_experts(bench, counting, num_jobs, sampling)
                 num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
                 num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys)
                 floor_ms = num_bytes / bytes_per_s * 1e3
@@ -94,9 +98,16 @@ def main() -> None:
             print(json.dumps({"offline_output_tokens_per_s": rate}), flush=True)
 
 
-def _decode_row(bench: EngineBench, num_jobs: int, logprobs: int | None) -> dict[str, float]:
+def _resolved(sampling: str, logprobs: int | None) -> ResolvedSampling:
+    chosen = SAMPLINGS[sampling]
+    return ResolvedSampling(
+        temperature=chosen.temperature, top_p=chosen.top_p, top_k=chosen.top_k, logprobs=logprobs
+    )
+
+
+def _decode_row(bench: EngineBench, num_jobs: int, sampling: ResolvedSampling) -> dict[str, float]:
     def run(num_tokens: int) -> Decoded:
-        return bench.run(num_jobs, _NUM_PROMPT, num_tokens, logprobs=logprobs)
+        return bench.run(num_jobs, _NUM_PROMPT, num_tokens, sampling)
 
     run(4)  # compiles and captures what this size needs
     first = min((run(1) for _ in range(5)), key=lambda decoded: decoded.all_s)
@@ -110,9 +121,11 @@ def _decode_row(bench: EngineBench, num_jobs: int, logprobs: int | None) -> dict
     }
 
 
-def _hit_experts(bench: EngineBench, counting: CountingExchange, num_jobs: int) -> float:
+def _hit_experts(
+    bench: EngineBench, counting: CountingExchange, num_jobs: int, sampling: ResolvedSampling
+) -> float:
     """Distinct experts per layer in decode steps; log-probabilities give them graphs of their own."""
-    sampling = ResolvedSampling(max_tokens=12, logprobs=0)
+    sampling = replace(sampling, max_tokens=12, logprobs=0)
     jobs = [Ask(bench.random_prompt(_NUM_PROMPT), (), sampling) for _ in range(num_jobs)]
     counting.count(num_jobs)
     bench.decode(jobs)

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from thinkstream_workers.orders import JobKey, StepOutput, Submit
 from thinkstream_workers.sampling import ResolvedSampling
 
 _POLL_S = 0.05
+_PLAIN = ResolvedSampling()
 
 
 class Ask(NamedTuple):
@@ -84,16 +86,18 @@ class EngineBench:
         self._thread.join()
         torch.cuda.empty_cache()
 
-    def run(self, num_jobs: int, num_prompt: int, num_tokens: int, *, logprobs: int | None = None) -> Decoded:
-        """Have random prompts answered at temperature 1, which keeps the choice of experts spread.
+    def run(
+        self, num_jobs: int, num_prompt: int, num_tokens: int, sampling: ResolvedSampling = _PLAIN
+    ) -> Decoded:
+        """Have random prompts answered.
 
         Args:
             num_jobs: Jobs.
             num_prompt: Tokens in of each.
             num_tokens: Tokens out of each.
-            logprobs: Alternatives per token whose log-probabilities are wanted; None is no log-probabilities.
+            sampling: How they are chosen; its own ``max_tokens`` does not count.
         """
-        sampling = ResolvedSampling(max_tokens=num_tokens, logprobs=logprobs)
+        sampling = replace(sampling, max_tokens=num_tokens)
         prompts = [self.random_prompt(num_prompt) for _ in range(num_jobs)]
         decoded = self.decode([Ask(prompt_ids, (), sampling) for prompt_ids in prompts])
         if decoded.num_tokens != num_jobs * num_tokens:

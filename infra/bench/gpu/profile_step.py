@@ -20,6 +20,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from thinkstream_model.device_ops import ops_for
+from thinkstream_model.generation import GenerationDefaults
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.sampler import SamplingInputs
@@ -28,6 +29,7 @@ from thinkstream_workers.step_graphs import CudaCapture, Graph
 
 from .ceilings import read_bandwidth, timed_events
 from .hits import CountingExchange
+from .samplings import SAMPLINGS
 from .shape import released_config, step_bytes
 
 _BLOCK_SIZE = 16
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256, help="keys of each row")
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--fast-small-batch", action="store_true")
+    parser.add_argument("--sampling", choices=sorted(SAMPLINGS), default="plain", help="see samplings.py")
     parser.add_argument("--prefill", type=int, default=0, help="profile prompts of so many tokens instead")
     parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
     args = parser.parse_args()
@@ -60,7 +63,7 @@ def main() -> None:
             _list_kernels(_prefill(thinker, batch, args.prefill))
         return
     for batch in batches:
-        step = _step(thinker, kv, batch, args.context)
+        step = _step(thinker, kv, batch, args.context, SAMPLINGS[args.sampling])
         graph, graph_bytes = _captured(step)
         step_ms = _time_ms(graph)
         counting.count(batch)
@@ -85,9 +88,11 @@ def main() -> None:
             _list_kernels(graph.replay)
 
 
-def _step(thinker: Thinker, kv: KVCache, batch: int, context: int) -> Callable[[], None]:
+def _step(
+    thinker: Thinker, kv: KVCache, batch: int, context: int, chosen: GenerationDefaults
+) -> Callable[[], None]:
     """A step in which every row has seen its context, and the ids of one step are those of the next."""
-    inputs, sampling = _inputs(thinker, kv, batch, context)
+    inputs, sampling = _inputs(thinker, kv, batch, context), _sampling(thinker, batch, context, chosen)
 
     @torch.inference_mode()
     def step() -> None:
@@ -116,13 +121,13 @@ def _free_bytes() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
-def _inputs(thinker: Thinker, kv: KVCache, batch: int, context: int) -> tuple[StepInputs, SamplingInputs]:
+def _inputs(thinker: Thinker, kv: KVCache, batch: int, context: int) -> StepInputs:
     device = thinker.device
     num_blocks = -(-context // _BLOCK_SIZE)
     tables_BM = torch.randperm(kv.num_blocks, device=device)[: batch * num_blocks].view(batch, num_blocks)
     last = context - 1
     zeros_B = torch.zeros(batch, dtype=torch.int64, device=device)
-    inputs = StepInputs(
+    return StepInputs(
         input_ids_T=torch.randint(0, thinker.config.vocab_size, (batch,), device=device),
         positions_T=zeros_B + last,
         slot_mapping_T=tables_BM[:, last // _BLOCK_SIZE] * _BLOCK_SIZE + last % _BLOCK_SIZE,
@@ -133,16 +138,19 @@ def _inputs(thinker: Thinker, kv: KVCache, batch: int, context: int) -> tuple[St
         query_lens=(1,) * batch,
         context_lens=(context,) * batch,
     )
-    sampling = SamplingInputs(
-        temperature_B=torch.ones(batch, device=device),
-        top_p_B=torch.ones(batch, device=device),
-        top_k_B=zeros_B,
-        min_p_B=torch.zeros(batch, device=device),
-        seed_B=torch.arange(batch, device=device),
-        index_B=zeros_B + context,
-        unfiltered=True,
+
+
+def _sampling(thinker: Thinker, batch: int, context: int, chosen: GenerationDefaults) -> SamplingInputs:
+    ones_B = torch.ones(batch, device=thinker.device)
+    return SamplingInputs(
+        temperature_B=ones_B * chosen.temperature,
+        top_p_B=ones_B * chosen.top_p,
+        top_k_B=ones_B.long() * chosen.top_k,
+        min_p_B=ones_B * chosen.min_p,
+        seed_B=torch.arange(batch, device=thinker.device),
+        index_B=ones_B.long() * context,
+        unfiltered=chosen.top_k == 0 and chosen.top_p == 1.0 and chosen.min_p == 0.0,
     )
-    return inputs, sampling
 
 
 def _time_ms(graph: Graph) -> float:
