@@ -16,12 +16,11 @@ from .kv_cache import KVCache
 from .ops import Ops
 from .parameters import ThinkerWeights
 from .sampler import SamplingInputs
+from .step_sizes import PROMPT_TOKENS, SPLIT_KEYS
 from .thinker import Thinker
 
-_LEAST_CONTEXT = 256
 _LONG_CONTEXT = 4_096
 """Beyond, one row has what many have: a kernel is chosen by how much there is to do in all."""
-_PROMPT_TOKENS = 64
 _LONG_PROMPT = 1_024
 
 
@@ -59,11 +58,11 @@ def compile_steps(
 
     def run() -> None:
         for num_rows in doubling(1, max_sequences):
-            for context in doubling(_LEAST_CONTEXT, max_context):
+            for context in doubling(SPLIT_KEYS, max_context):
                 if num_rows == 1 or context <= _LONG_CONTEXT:
                     steps.run((1,) * num_rows, context)
             steps.run((2,) * num_rows, 2)
-        short = range(_PROMPT_TOKENS, min(_LONG_PROMPT, max_tokens), _PROMPT_TOKENS)
+        short = range(PROMPT_TOKENS, min(_LONG_PROMPT, max_tokens), PROMPT_TOKENS)
         for num_tokens in (*short, *doubling(_LONG_PROMPT, max_tokens)):
             steps.run((min(num_tokens, max_tokens),), max_context)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from thinkstream_model.step_sizes import PROMPT_TOKENS, SPLIT_KEYS
+
 from .step_arrays import StepLengths
 
 MAX_PROMPTS = 8
@@ -15,7 +17,7 @@ MAX_PROMPTS = 8
 tokens costs nothing that would be worth a bucket of its own."""
 MAX_PROMPT_TOKENS = 1_024
 """Tokens of these prompts; more keep the device busy while the host launches."""
-_PROMPT_TOKENS = (*range(64, 512, 64), *range(512, MAX_PROMPT_TOKENS + 1, 128))
+_PROMPT_TOKENS = (*range(PROMPT_TOKENS, 512, PROMPT_TOKENS), *range(512, MAX_PROMPT_TOKENS + 1, 128))
 
 _ROWS: tuple[int, ...] = (
     *range(1, 9),
@@ -24,7 +26,7 @@ _ROWS: tuple[int, ...] = (
     *range(40, 65, 8),
     *range(80, 129, 16),
 )
-_CONTEXT_TOKENS = 256
+_CONTEXT_TOKENS = SPLIT_KEYS
 """The least context of a decode's bucket, doubled from one to the next; a split of the attention kernels.
 
 Wider steps would be fewer buckets, but each row and key head has a program for every split of the bucket's

@@ -7,13 +7,12 @@ their own, which they share, so what a step takes counts twice where it may be c
 from __future__ import annotations
 
 from thinkstream_model.config import ThinkerConfig
+from thinkstream_model.step_sizes import SPLIT_KEYS
 
 from .buckets import MAX_PROMPT_TOKENS, MAX_PROMPTS, rows_beside_prompts
 from .engine_config import EngineConfig
 from .step_graphs import MAX_GRAPHS
 
-_SPLIT_KEYS = 256
-"""Keys of a split of the attention kernels."""
 _MAX_ROWS_IN_PARTS = 256
 """Up to so many, what attention adds to the residual stream waits in four parts for its sum."""
 _GRAPH_BYTES = 8 << 20
@@ -74,5 +73,5 @@ def _token_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
 def _partial_bytes(config: ThinkerConfig, limits: EngineConfig, num_rows: int) -> int:
     """What attention finds in the splits of the longest context, for as many rows as there may be."""
     longest = min(limits.max_context or config.max_position_embeddings, config.max_position_embeddings)
-    num_splits = -(-longest // _SPLIT_KEYS)
+    num_splits = -(-longest // SPLIT_KEYS)
     return num_rows * num_splits * config.num_heads * (config.head_dim + 2) * 4

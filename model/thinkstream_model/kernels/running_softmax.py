@@ -23,8 +23,10 @@ import math
 import triton
 import triton.language as tl
 
+from thinkstream_model import step_sizes
+
 TILE_KEYS = tl.constexpr(128)
-SPLIT_KEYS = tl.constexpr(256)
+SPLIT_KEYS = tl.constexpr(step_sizes.SPLIT_KEYS)
 _SUM_COLUMNS = tl.constexpr(16)  # the narrowest matrix that a dot takes
 
 

@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from thinkstream_model import step_sizes
+
 from .launch import is_dependent, launch_options
 from .running_softmax import SPLIT_KEYS, mean, merge, new_result
 
@@ -63,7 +65,7 @@ class Partials(NamedTuple):
 
 def num_splits(num_keys: int) -> int:
     """How many splits so many keys have, one at least."""
-    return max(1, -(-num_keys // int(SPLIT_KEYS)))
+    return max(1, -(-num_keys // step_sizes.SPLIT_KEYS))
 
 
 @triton.jit

@@ -1,0 +1,18 @@
+"""Sizes that the kernels and all who prepare steps for them agree on: graphs, dry runs, the memory kept free.
+
+They are the kernels' own. They stand apart from them because a replica plans its steps where Triton may not
+even be installed.
+"""
+
+from __future__ import annotations
+
+SPLIT_KEYS = 256
+"""Keys that decode attention takes as one piece; contexts of as many pieces are launched alike.
+
+Part of the order of summation: another number, other bits.
+"""
+
+PROMPT_TOKENS = 64
+"""Prompts that get a graph are padded to a multiple, the rows that a tile of the dense products has at most
+where there are few: less would be as much work, and more graphs. No bit follows from it.
+"""
