@@ -24,8 +24,8 @@ def ops_for(config: ThinkerConfig, device: torch.device, *, fast_small_batch: bo
     Args:
         config: The Thinker's shape.
         device: Where its weights are.
-        fast_small_batch: Trade exactness for speed where few rows are decoded at once; only a GPU has
-            something to trade.
+        fast_small_batch: Trade exactness for speed in a small batch, where one or two rows are decoded at
+            once; only a GPU has something to trade.
     """
     if device.type != "cuda":
         return TorchOps(config, device)

@@ -1,4 +1,4 @@
-"""A decode step of a row or two in seven launches a layer, for speed and not for exactness.
+"""A decode step of a small batch, a row or two, in seven launches a layer: for speed, not for exactness.
 
 What the Thinker does operation by operation, with the norms and the residual's additions done inside the
 products on the way: by far the most of such a step is reading weights, and each launch between two

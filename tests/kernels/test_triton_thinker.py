@@ -59,7 +59,7 @@ def _texts(lengths: Sequence[int], vocab: int) -> list[list[int]]:
     return [torch.randint(0, vocab, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("fast_small_batch", [False, True], ids=["exact", "fast"])
+@pytest.mark.parametrize("fast_small_batch", [False, True], ids=["exact", "small batch"])
 def test_logits_equal_plain_torch(device: torch.device, fast_small_batch: bool) -> None:
     thinker = _thinker(TINY, device, torch.float32, fast_small_batch=fast_small_batch)
     plain = Thinker(thinker.weights, TorchOps(TINY, device, exact=True))

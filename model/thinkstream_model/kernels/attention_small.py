@@ -1,4 +1,4 @@
-"""Attention of a handful of decoded rows in one launch, from the product of queries, keys and values on.
+"""Attention of a small batch of decoded rows in one launch, from the product of queries, keys and values on.
 
 What ``prologue.py`` and ``attention_decode.py`` do in two: a program norms and turns the query heads of one
 key head, and the new key beside them, in every split of the keys. The last split writes the new key and

@@ -1,4 +1,4 @@
-"""Dense products for a handful of rows, without tensor cores.
+"""Dense products of a small batch, without tensor cores.
 
 A program's channels go from memory into registers whole, before it waits for the rows, and are multiplied
 there as one row after the other passes by. The norm that comes before a product and the addition that

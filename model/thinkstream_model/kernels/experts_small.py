@@ -1,4 +1,4 @@
-"""The experts' products for a handful of rows, without tensor cores and without lists.
+"""The experts' products of a small batch, without tensor cores and without lists.
 
 Weights go from memory into registers, all of a program's at once, and are multiplied there. The second
 product also weighs and sums a row's experts and adds them to the residual stream. The sums are in another
@@ -123,7 +123,7 @@ def _down_kernel(
 
 
 def gate_up_small(hidden_TD: Tensor, gate_up_E2ID: Tensor, expert_ids_TK: Tensor) -> Tensor:
-    """Send each of a few rows through the first half of its experts.
+    """Send each row of a small batch through the first half of its experts.
 
     Args:
         hidden_TD: The rows, MAX_ROWS at most.

@@ -1,4 +1,4 @@
-"""The choice of experts for a handful of rows, from the residual stream on.
+"""The choice of experts of a small batch, from the residual stream on.
 
 Two launches, as in ``router.py``, but the first also norms, and needs no parts: a program holds the whole
 depth of a logit in registers.
