@@ -4,17 +4,29 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from tests.support.paper_graphs import PaperCapture
 
+from thinkstream_client.records import JobRef
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.dry_steps import compile_steps
+from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.parameters import ThinkerWeights
+from thinkstream_model.thinker import Thinker
 from thinkstream_model.torch_ops import TorchOps
+from thinkstream_workers.batch import Batch
+from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.orders import JobKey, Submit
+from thinkstream_workers.runner import ModelRunner
+from thinkstream_workers.sampling import ResolvedSampling
+from thinkstream_workers.sequence import Sequence
 
 triton: Any = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
@@ -26,7 +38,16 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from thinkstream_model.kernels.ahead import compile_ahead  # noqa: E402
 from thinkstream_model.triton_ops import TritonOps  # noqa: E402
 
-_LIMITS = {"num_valid_ids": 200, "block_size": 16, "max_sequences": 8, "max_tokens": 160, "max_context": 512}
+_PLAIN = ResolvedSampling(max_tokens=4)
+_FILTERED = replace(_PLAIN, temperature=0.6, top_k=20, top_p=0.95)
+_WITH_EXTRAS = replace(_FILTERED, presence_penalty=0.5, logit_bias={0: 0.5})
+_LIMITS = {
+    "num_valid_ids": 200,
+    "block_size": 16,
+    "max_sequences": 40,
+    "max_tokens": 160,
+    "max_context": 2_048,
+}
 
 
 class _Launcher:
@@ -68,6 +89,20 @@ class _Absent:
         return 0
 
 
+@pytest.fixture
+def even_config(tiny_config: ThinkerConfig) -> ThinkerConfig:
+    """Widths of whole 16, as released models have: elsewhere a kernel may depend on the number of rows."""
+    return replace(
+        tiny_config,
+        vocab_size=208,
+        hidden_size=64,
+        head_dim=32,
+        intermediate_size=96,
+        moe_intermediate_size=48,
+        max_position_embeddings=2_048,
+    )
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _copy(source: tl.tensor, target: tl.tensor, NUMBER: tl.constexpr) -> None:
     places = tl.arange(0, NUMBER)
@@ -84,7 +119,21 @@ def absent_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.setattr(triton.runtime.driver, "_active", _Absent())
     monkeypatch.setattr(_Launcher, "made", [])
-    _copy.device_caches.clear()  # else of an earlier test
+    for kernel in (_copy, *_kernels()):
+        kernel.device_caches.clear()  # else of an earlier test
+
+
+def _kernels() -> list[Any]:
+    """Ours, as far as they are imported."""
+    modules = [
+        module for name, module in sys.modules.items() if name.startswith("thinkstream_model.kernels.")
+    ]
+    return [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, triton.JITFunction)
+    ]
 
 
 def _launch(number: int) -> None:
@@ -158,13 +207,69 @@ def test_a_run_that_fails_leaves_nothing_behind() -> None:
     assert compile_ahead(lambda: _launch(64)) == 1
 
 
-def test_makes_the_kernels_of_all_steps_ready(tiny_config: ThinkerConfig) -> None:
-    weights = ThinkerWeights.empty(tiny_config, "cpu", torch.bfloat16)
-    for fast_small_batch in (False, True):
-        ops = TritonOps(tiny_config, torch.device("cpu"), fast_small_batch=fast_small_batch)
-        assert compile_steps(weights, ops, **_LIMITS) > 5
-        fewer = _LIMITS | {"max_sequences": 7, "max_tokens": 100, "max_context": 300}
-        assert compile_steps(weights, ops, **fewer) == 0
+@pytest.mark.parametrize("fast_small_batch", [False, True], ids=["exact", "fast"])
+def test_leaves_no_kernel_of_a_step_to_be_compiled(
+    even_config: ThinkerConfig, fast_small_batch: bool
+) -> None:
+    weights = ThinkerWeights.empty(even_config, "cpu", torch.bfloat16)
+    ops = TritonOps(even_config, torch.device("cpu"), fast_small_batch=fast_small_batch)
+    assert compile_steps(weights, ops, **_LIMITS) > 0
+    assert compile_ahead(lambda: _serve(Thinker(weights, ops))) == 0
+    fewer = _LIMITS | {"max_sequences": 39, "max_tokens": 100, "max_context": 300}
+    assert compile_steps(weights, ops, **fewer) == 0
+
+
+@pytest.mark.parametrize(
+    "fewer",
+    [{"max_sequences": 16}, {"max_tokens": 64}, {"max_context": 256}],
+    ids=["rows", "tokens", "context"],
+)
+def test_steps_beyond_the_limits_have_kernels_of_their_own(
+    even_config: ThinkerConfig, fewer: dict[str, int]
+) -> None:
+    """So the test above does test something."""
+    weights = ThinkerWeights.empty(even_config, "cpu", torch.bfloat16)
+    ops = TritonOps(even_config, torch.device("cpu"))
+    compile_steps(weights, ops, **(_LIMITS | fewer))
+    assert compile_ahead(lambda: _serve(Thinker(weights, ops))) > 0
+
+
+def _serve(thinker: Thinker) -> None:
+    """Launches steps of all kinds within the limits, as a replica does."""
+    block_size, num_ids = _LIMITS["block_size"], _LIMITS["num_valid_ids"]
+    longest, num_seqs = _LIMITS["max_context"], _LIMITS["max_sequences"]
+    kv = KVCache.allocate(
+        thinker.config, num_blocks=8_192, block_size=block_size, dtype=thinker.dtype, device="cpu"
+    )
+    runner = ModelRunner(
+        thinker, kv, num_valid_ids=num_ids, max_num_seqs=num_seqs, max_context=longest, capture=PaperCapture()
+    )
+    decodes = [
+        ((1,) * num_rows, (context,) * num_rows)
+        for num_rows in (1, 2, 3, 8, 9, 17, 33, num_seqs)
+        for context in (1, 257, longest)
+    ]
+    prompts = [((num_tokens,), (num_tokens,)) for num_tokens in range(2, _LIMITS["max_tokens"] + 1)]
+    mixed = [((1, 1, 7, 70), (300, 2, 7, 100)), ((1, 120), (longest, 120)), ((3, 2), (300, 2))]
+    for sampling in (_PLAIN, _FILTERED, _WITH_EXTRAS):
+        for query_lens, context_lens in (*decodes, *prompts[:: len(prompts) // 5], *mixed):
+            runner.launch(_batch(query_lens, context_lens, sampling))
+    for query_lens, context_lens in prompts:
+        runner.launch(_batch(query_lens, context_lens, _PLAIN))
+
+
+def _batch(query_lens: tuple[int, ...], context_lens: tuple[int, ...], sampling: ResolvedSampling) -> Batch:
+    blocks = BlockManager(8_192, _LIMITS["block_size"])
+    sequences: list[Sequence] = []
+    for number, (query_len, context_len) in enumerate(zip(query_lens, context_lens, strict=True)):
+        order = Submit(
+            key=JobKey(JobRef("t", "j"), number), prompt_ids=(number,) * context_len, sampling=sampling
+        )
+        sequence = Sequence.of(order, number, _LIMITS["max_context"] + 1)
+        assert blocks.allocate(sequence, context_len)
+        sequence.num_computed_tokens = context_len - query_len
+        sequences.append(sequence)
+    return Batch.of(sequences, query_lens)
 
 
 def test_plain_torch_has_nothing_to_compile(tiny_config: ThinkerConfig) -> None:
