@@ -235,6 +235,14 @@ class AsyncClient:
         """
         return await self._runner.run(self._core.tenant_set(tenant, settings))
 
+    async def tenant_drop(self, tenant: str) -> TenantInfo:
+        """Forgets a tenant's weight and caps and returns how it stands now; its jobs stay.
+
+        Raises:
+            InvalidRequest: The name is none.
+        """
+        return await self._runner.run(self._core.tenant_drop(tenant))
+
     async def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Waits until a replica is alive.
 

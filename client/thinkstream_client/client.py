@@ -231,6 +231,14 @@ class Client:
         """
         return self._runner.run(self._core.tenant_set(tenant, settings))
 
+    def tenant_drop(self, tenant: str) -> TenantInfo:
+        """Forgets a tenant's weight and caps and returns how it stands now; its jobs stay.
+
+        Raises:
+            InvalidRequest: The name is none.
+        """
+        return self._runner.run(self._core.tenant_drop(tenant))
+
     def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Waits until a replica is alive.
 

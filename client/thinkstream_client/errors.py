@@ -5,6 +5,7 @@
     │   ├── InvalidRequest          field, value, allowed
     │   ├── PromptTooLong           num_tokens, limit
     │   ├── BatchNotFound           batch_id
+    │   ├── LetterNotFound          letter_id
     │   └── Conflict                job_id: the id is taken by another payload
     ├── JobError                    one job's own end or absence
     │   ├── JobNotFound
@@ -114,6 +115,16 @@ class BatchNotFound(RequestError):
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"batch {batch_id}: not found")
         self.batch_id = batch_id
+
+
+class LetterNotFound(RequestError):
+    """No dead letter has this id: it was retried or dropped, or never was."""
+
+    code = "LetterNotFound"
+
+    def __init__(self, letter_id: str) -> None:
+        super().__init__(f"dead letter {letter_id}: not found")
+        self.letter_id = letter_id
 
 
 class JobError(ThinkstreamError):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from thinkstream_client import AsyncClient, Client, InvalidRequest, RedisSettings
+from thinkstream_client import AsyncClient, Client, InvalidRequest, RedisSettings, TenantInfo
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.records import SessionId
@@ -72,8 +73,23 @@ def test_tenant_set_holds_in_each_partition(client: Client, operator: Connection
         client.tenant_set("small", weight=0)
 
 
+def test_tenant_drop_leaves_it_as_one_never_set(client: Client) -> None:
+    client.tenant_set("small", weight=2.5, max_jobs=1, max_bytes=90, max_running=1, max_tokens_per_s=5)
+    client.tenant_set("other", weight=3)
+    client.submit("Hello", tenant="small")
+    now = client.tenant_drop("small")
+    assert now == replace(TenantInfo(tenant="small"), num_queued=1, num_queued_bytes=now.num_queued_bytes)
+    client.submit("Hello", tenant="small")
+    assert client.tenant_drop("other") == TenantInfo(tenant="other")
+    assert client.tenant_drop("nobody") == TenantInfo(tenant="nobody")
+    assert [one.tenant for one in client.status().tenants] == ["small"]
+    with pytest.raises(InvalidRequest, match="tenant: got 'a b'"):
+        client.tenant_drop("a b")
+
+
 async def test_both_clients_tell_the_same(client: Client, settings: RedisSettings) -> None:
     client.submit("Hello", tenant="small")
     async with AsyncClient(settings=settings) as other:
         assert await other.status() == client.status()
         assert (await other.tenant_set("small", max_bytes=5)).max_bytes == 5
+        assert (await other.tenant_drop("small")).max_bytes == 0

@@ -1,4 +1,4 @@
-"""Commands about the service as a whole: status, tenant set, tenant list."""
+"""Commands about the service as a whole: status, tenant set, drop and list."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .objects import queues_object, replica_object, tenant_object
 from .output import console, print_json, print_note, print_table
 
 _CAP = options.integer(0, MAX_CAP)
+TenantName = Annotated[str, typer.Argument(help="Its name.", show_default=False)]
 _LOAD = ("waiting", "free blocks", "tokens")
 """Columns of a replica's load."""
 
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     tenant.command("set")(tenant_set)
+    tenant.command("drop")(tenant_drop)
     tenant.command("list")(tenant_list)
     app.add_typer(tenant, name="tenant")
 
@@ -77,7 +79,7 @@ def status(
 
 
 def tenant_set(
-    tenant: Annotated[str, typer.Argument(help="Its name.", show_default=False)],
+    tenant: TenantName,
     weight: Annotated[
         float | None, typer.Option("--weight", help="Its share beside others.", show_default=False)
     ] = None,
@@ -120,10 +122,21 @@ def tenant_set(
             max_running=max_running,
             max_tokens_per_s=max_tokens_per_s,
         )
-    if as_json:
-        print_json(tenant_object(now))
-    else:
-        console.print(f"{tenant}: weight {now.weight:g}, {_caps(now) or 'no caps'}", soft_wrap=True)
+    _print_tenant(now, as_json)
+
+
+def tenant_drop(
+    tenant: TenantName,
+    as_json: options.Json = False,
+    url: options.Url = None,
+    namespace: options.Namespace = None,
+) -> None:
+    """Forgets a tenant's weight and caps; its jobs stay.
+
+    Example: `thinkstream tenant drop research`
+    """
+    with closing(Client(url, namespace=namespace)) as client:
+        _print_tenant(client.tenant_drop(tenant), as_json)
 
 
 def tenant_list(
@@ -182,6 +195,14 @@ def _print_queues(queues: dict[str, Any]) -> None:
     print_table(table)
     retrying, dead = queues["retrying"], queues["dead_letters"]
     console.print(f"\n{queues['running']} running, {retrying} waiting for a retry, {dead} dead letters")
+
+
+def _print_tenant(tenant: TenantInfo, as_json: bool) -> None:
+    if as_json:
+        print_json(tenant_object(tenant))
+    else:
+        caps = _caps(tenant) or "no caps"
+        console.print(f"{tenant.tenant}: weight {tenant.weight:g}, {caps}", soft_wrap=True)
 
 
 def _print_tenants(tenants: Sequence[TenantInfo]) -> None:

@@ -32,7 +32,15 @@ from .effects import PER_PIPELINE, Operation, Sleep, ask, ask_many
 from .follow import PATIENCE_S, Follower
 from .history import JobHistory, history_of
 from .results import MAX_REWINDS
-from .service import ServiceStatus, TenantSettings, ask_all, living_replicas, service_status, tenant_set
+from .service import (
+    ServiceStatus,
+    TenantSettings,
+    ask_all,
+    living_replicas,
+    service_status,
+    tenant_drop,
+    tenant_set,
+)
 from .submission import Submission
 
 _READY_EVERY_MS = 200
@@ -167,6 +175,15 @@ class ClientCore:
         """
         yield from self.connect()
         return (yield from tenant_set(self._keys, tenant, settings, self._patience_s))
+
+    def tenant_drop(self, tenant: str) -> Operation[functions.TenantInfo]:
+        """Forgets a tenant's share and caps, and returns how it stands now.
+
+        Raises:
+            InvalidRequest: The name is none.
+        """
+        yield from self.connect()
+        return (yield from tenant_drop(self._keys, tenant, self._patience_s))
 
     def wait_ready(self, timeout_s: float) -> Operation[None]:
         """Waits until a replica is alive that takes jobs.

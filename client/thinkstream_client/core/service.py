@@ -86,9 +86,24 @@ def tenant_set(keys: Keys, tenant: str, settings: TenantSettings, patience_s: fl
         InvalidRequest: The name or a value is outside its range.
     """
     _check_settings(tenant, settings)
-    yield from ask_all(
-        [functions.tenant_set(keys, p, tenant, **settings) for p in keys.partitions], patience_s
-    )
+    calls = [functions.tenant_set(keys, p, tenant, **settings) for p in keys.partitions]
+    return (yield from _changed(keys, tenant, calls, patience_s))
+
+
+def tenant_drop(keys: Keys, tenant: str, patience_s: float) -> Operation[TenantInfo]:
+    """Forgets a tenant's share and caps, and returns how it stands now.
+
+    Raises:
+        InvalidRequest: The name is none.
+    """
+    calls = [functions.tenant_drop(keys, p, tenant) for p in keys.partitions]
+    return (yield from _changed(keys, tenant, calls, patience_s))
+
+
+def _changed(
+    keys: Keys, tenant: str, calls: Sequence[Call[None]], patience_s: float
+) -> Operation[TenantInfo]:
+    yield from ask_all(calls, patience_s)
     found = yield from _tenants(keys, patience_s)
     return next((one for one in found if one.tenant == tenant), TenantInfo(tenant=tenant))
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from thinkstream_client.errors import InvalidRequest, RecordInvalid
+from thinkstream_client.errors import InvalidRequest, LetterNotFound, RecordInvalid
 from thinkstream_client.keys import Keys
 from thinkstream_client.outcome import JobFailure
 from thinkstream_client.records import JobRef
@@ -87,7 +87,7 @@ def dead_letter(keys: Keys, letter_id: str) -> Call[DeadLetter]:
     """Reads one dead letter.
 
     The call raises:
-        InvalidRequest: There is none of this id.
+        LetterNotFound: There is none of this id.
 
     Raises:
         InvalidRequest: It is no id of a letter.
@@ -96,7 +96,7 @@ def dead_letter(keys: Keys, letter_id: str) -> Call[DeadLetter]:
 
     def parse(reply: Any) -> DeadLetter:
         if not reply:
-            raise _missing(letter_id)
+            raise LetterNotFound(letter_id)
         return _dead_letter(partition, *reply[0])
 
     return Call(("XRANGE", keys.dead(partition), entry_id, entry_id), parse)
@@ -109,7 +109,8 @@ def dead_retry(keys: Keys, letter_id: str) -> Call[JobRef]:
     no deadline any more, and stays out of its batch, which has counted it. No cap of the tenant holds it up.
 
     The call returns the job and raises:
-        InvalidRequest: There is no letter of this id, or its job lives or has ended otherwise since.
+        LetterNotFound: There is no letter of this id.
+        InvalidRequest: Its job lives or has ended otherwise since.
         RecordInvalid: The letter holds nothing that could be tried, or what is not its job's.
 
     Raises:
@@ -122,7 +123,7 @@ def dead_retry(keys: Keys, letter_id: str) -> Call[JobRef]:
             case [b"OK", tenant, job_id]:
                 return JobRef(tenant.decode(), job_id.decode())
             case [b"MISSING"]:
-                raise _missing(letter_id)
+                raise LetterNotFound(letter_id)
             case [b"OTHER", job_id, status]:
                 allowed = f"one whose job is failed; job {job_id.decode()} is {status.decode()}"
                 raise InvalidRequest("letter", letter_id, allowed)
@@ -136,7 +137,7 @@ def dead_drop(keys: Keys, letter_id: str) -> Call[None]:
     """Removes a letter.
 
     The call raises:
-        InvalidRequest: There is none of this id.
+        LetterNotFound: There is none of this id.
 
     Raises:
         InvalidRequest: It is no id of a letter.
@@ -145,13 +146,9 @@ def dead_drop(keys: Keys, letter_id: str) -> Call[None]:
 
     def parse(reply: Any) -> None:
         if reply[0] == b"MISSING":
-            raise _missing(letter_id)
+            raise LetterNotFound(letter_id)
 
     return Call(function_call("dead_drop", keys.prefix(partition), entry_id), parse)
-
-
-def _missing(letter_id: str) -> InvalidRequest:
-    return InvalidRequest("letter", letter_id, "the id of a dead letter that is there")
 
 
 def _dead_letter(partition: int, entry_id: bytes, flat: Any) -> DeadLetter:

@@ -33,6 +33,7 @@ from .upkeep_calls import (
     meta_get,
     reap,
     sweep,
+    tenant_drop,
     tenant_set,
 )
 
@@ -88,6 +89,7 @@ __all__ = [
     "step",
     "submit",
     "sweep",
+    "tenant_drop",
     "tenant_set",
     "tenants",
 ]

@@ -11,7 +11,8 @@ from thinkstream_client.records import JobRef, SessionId
 from .call import Call, function_call
 from .packing import amount
 
-_TENANT_FIELDS = ("weight", "jobs", "bytes", "running", "rate")
+TENANT_FIELDS = ("weight", "jobs", "bytes", "running", "rate")
+"""What may be set of a tenant, as the functions call it."""
 LOAD_FIELDS = ("waiting", "free_blocks", "num_blocks", "tokens")
 """What of a session's info is its load: sequences without blocks, blocks, tokens since its start."""
 
@@ -214,7 +215,7 @@ def _by_tenant(flat: Any) -> dict[str, dict[str, float]]:
 def _tenant(
     name: str, settings: dict[str, dict[str, float]], usage: dict[str, dict[str, float]]
 ) -> TenantInfo:
-    weight, *caps = (settings.get(name, {}).get(field, 0.0) for field in _TENANT_FIELDS)
+    weight, *caps = (settings.get(name, {}).get(field, 0.0) for field in TENANT_FIELDS)
     used = usage.get(name, {})
     return TenantInfo(
         tenant=name,

@@ -12,6 +12,7 @@ from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.records import SessionId
 
 from .call import Call, function_call
+from .status_calls import TENANT_FIELDS
 from .wire_request import VERSION
 
 _REMEDY = "give this one a namespace of its own with --namespace NAME"
@@ -88,6 +89,17 @@ def tenant_set(
             if value < 0:
                 raise InvalidRequest(name, value, "an integer from 0")
             pairs += (name, str(value) if value else "")
+    return Call(function_call("tenant_set", keys.prefix(partition), tenant, *pairs), _nothing)
+
+
+def tenant_drop(keys: Keys, partition: int, tenant: str) -> Call[None]:
+    """Forgets what was set of a tenant. Its jobs stay.
+
+    Raises:
+        InvalidRequest: The name is none.
+    """
+    check_name("tenant", tenant)
+    pairs = [part for field in TENANT_FIELDS for part in (field, "")]
     return Call(function_call("tenant_set", keys.prefix(partition), tenant, *pairs), _nothing)
 
 

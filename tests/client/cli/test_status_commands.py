@@ -70,6 +70,15 @@ def test_tenant_set(command: Command, client: Client) -> None:
     assert command("tenant", "set", "new").out == "new: weight 1, no caps\n"
 
 
+def test_tenant_drop(command: Command, client: Client) -> None:
+    command("tenant", "set", "small", "--weight", 2.5, "--max-jobs", 1)
+    assert command("tenant", "drop", "small").out == "small: weight 1, no caps\n"
+    assert command("tenant", "list").err == "no tenants\n"
+    told = command("tenant", "drop", "small", "--json").json
+    assert (told["tenant"], told["weight"]) == ("small", 1)
+    assert "tenant: got 'a b'" in command("tenant", "drop", "a b").refused(2)
+
+
 def test_tenant_list(command: Command, client: Client) -> None:
     assert command("tenant", "list").err == "no tenants\n"
     command("tenant", "set", "small", "--weight", 2.5, "--max-jobs", 7)

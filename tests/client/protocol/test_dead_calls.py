@@ -9,7 +9,7 @@ import pytest
 import redis
 from tests.support.audit import Snapshot
 
-from thinkstream_client.errors import InvalidRequest, RecordInvalid
+from thinkstream_client.errors import InvalidRequest, LetterNotFound, RecordInvalid
 from thinkstream_client.keys import Keys
 from thinkstream_client.outcome import JobFailure, JobStatus
 from thinkstream_client.protocol import functions, wire
@@ -213,8 +213,9 @@ def test_what_is_no_job_can_only_be_dropped(partition: Partition) -> None:
     with pytest.raises(RecordInvalid, match="holds no job"):
         partition.run(functions.dead_retry(KEYS, letter.id))
     partition.run(functions.dead_drop(KEYS, letter.id))
-    with pytest.raises(InvalidRequest, match="that is there"):
-        partition.run(functions.dead_drop(KEYS, letter.id))
+    for call in (functions.dead_drop, functions.dead_retry, functions.dead_letter):
+        with pytest.raises(LetterNotFound, match=f"dead letter {letter.id}: not found"):
+            partition.run(call(KEYS, letter.id))
 
 
 def test_ids_name_the_partition_where_there_are_several(partition: Partition) -> None:
