@@ -102,6 +102,17 @@ def naming(path: Path) -> Generator[None]:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
+def read_if_there(path: Path) -> bytes | None:
+    """Returns what a file holds, or None where there is none.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    with naming(path), contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file in one step, with mode 0600: whoever reads it finds the old text or the new one.
 
@@ -136,11 +147,9 @@ def read_state() -> ServiceState | None:
         ConfigError: The file is not one of ours, or cannot be read.
     """
     path = state_dir() / STATE_FILE
-    with naming(path):
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
+    text = read_if_there(path)
+    if text is None:
+        return None
     try:
         return _parse(json.loads(text.decode()))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

@@ -17,7 +17,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, cast
 
-from thinkstream_client.discovery import ProcessMark, made_state_dir, naming, state_dir, write_whole
+from thinkstream_client.discovery import (
+    ProcessMark,
+    made_state_dir,
+    naming,
+    read_if_there,
+    state_dir,
+    write_whole,
+)
 from thinkstream_client.errors import ServiceUnavailable
 
 from . import processes
@@ -66,12 +73,9 @@ def holder() -> ProcessMark | None:
     Raises:
         ConfigError: The lock file cannot be read.
     """
-    path = state_dir() / _LOCK_FILE
-    with naming(path):
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
+    text = read_if_there(state_dir() / _LOCK_FILE)
+    if text is None:
+        return None
     try:
         found = cast("dict[str, Any]", json.loads(text))
         mark = ProcessMark(pid=int(found["pid"]), start_time=int(found["start_time"]))
