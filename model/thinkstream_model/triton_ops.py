@@ -17,6 +17,7 @@ from torch import Tensor
 from .config import ThinkerConfig
 from .exchange import LocalExchange
 from .inputs import StepInputs
+from .kernels import few_rows
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
 from .kernels.attention_small import is_suited
@@ -96,8 +97,9 @@ class TritonOps:
         return linear(silu_and_multiply(linear(hidden_TD, gate_up_2ID)), down_DI)
 
     def route(self, hidden_TD: Tensor, router_ED: Tensor, top_k: int, *, renormalize: bool) -> Routing:
-        """See ``Ops.route``."""
-        return Routing(*route(hidden_TD, router_ED, top_k, renormalize=renormalize, with_lists=True))
+        """See ``Ops.route``. A few rows find their experts without lists."""
+        with_lists = not few_rows.are_few(hidden_TD)
+        return Routing(*route(hidden_TD, router_ED, top_k, renormalize=renormalize, with_lists=with_lists))
 
     def experts(
         self,
@@ -108,6 +110,9 @@ class TritonOps:
         lists: ExpertLists | None = None,
     ) -> Tensor:
         """See ``Ops.experts``. An expert's weights are read once, and only if it has rows."""
+        outputs_TKD = few_rows.experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
+        if outputs_TKD is not None:
+            return outputs_TKD
         if lists is None:
             lists = lists_of(slots_TK, gate_up_E2ID.shape[0])
         top_k = slots_TK.shape[1]

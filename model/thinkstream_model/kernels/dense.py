@@ -17,6 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.ops import Addend, Parts
 
+from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
@@ -159,6 +160,8 @@ def linear_in_parts_reference(hidden_TD: Tensor, weight_OD: Tensor) -> Tensor:
 def _launch(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor, *, num_parts: int) -> None:
     """Multiply into ``out_PTO``, which holds all parts, or one that stands for their sum."""
     assert hidden_TD.stride(1) == 1 and weight_OD.stride(1) == 1
+    if out_PTO.shape[0] == num_parts and few_rows.multiply(hidden_TD, weight_OD, out_PTO):
+        return
     (num_rows, depth), num_outputs, device = hidden_TD.shape, weight_OD.shape[0], hidden_TD.device
     parts_each = num_parts // out_PTO.shape[0]
     is_narrow = num_rows <= _MAX_NARROW_ROWS

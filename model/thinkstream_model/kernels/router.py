@@ -19,6 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.ops import ExpertLists
 
+from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
 from .tiles import Tile, dot_rows, fitted, num_tiles, power_of_2
 
@@ -206,15 +207,17 @@ def route(
     tile = fitted(_tile(num_rows), hidden_TD.dtype)
     grid = (num_tiles(num_experts, tile.channels), num_parts, num_tiles(num_rows, tile.rows))
     all_experts, device = power_of_2(num_experts), hidden_TD.device
-    _logits_kernel[grid](
-        hidden_TD, router_ED, parts_PTE, lists and lists.counts_E, num_rows, hidden_TD.stride(0),
-        DEPTH=depth, PART=part, PARTS_EACH=_NUM_PARTS // num_parts,
-        NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts,
-        BLOCK_EXPERTS=tile.channels, BLOCK_ROWS=tile.rows, BLOCK_K=tile.depth,
-        EVEN_K=part % tile.depth == 0 and part * _NUM_PARTS == depth,
-        PRECISION=dot_precision(hidden_TD.dtype), STAGES=tile.num_stages, WITH_LISTS=with_lists,
-        DEPENDENT=is_dependent(device), num_warps=tile.num_warps, **launch_options(device),
-    )  # fmt: skip
+    # Hopper's own kernel for a few rows does not set the counts to zero.
+    if with_lists or not few_rows.multiply(hidden_TD, router_ED, parts_PTE):
+        _logits_kernel[grid](
+            hidden_TD, router_ED, parts_PTE, lists and lists.counts_E, num_rows, hidden_TD.stride(0),
+            DEPTH=depth, PART=part, PARTS_EACH=_NUM_PARTS // num_parts,
+            NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts,
+            BLOCK_EXPERTS=tile.channels, BLOCK_ROWS=tile.rows, BLOCK_K=tile.depth,
+            EVEN_K=part % tile.depth == 0 and part * _NUM_PARTS == depth,
+            PRECISION=dot_precision(hidden_TD.dtype), STAGES=tile.num_stages, WITH_LISTS=with_lists,
+            DEPENDENT=is_dependent(device), num_warps=tile.num_warps, **launch_options(device),
+        )  # fmt: skip
     pick_kernel[(num_rows,)](
         parts_PTE, expert_ids_TK, weights_TK, lists and lists.counts_E, lists and lists.pairs_EL,
         num_rows, num_rows,
