@@ -71,7 +71,7 @@ class Checkpoint:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        meanwhile: Callable[[ThinkerWeights], object] | None = None,
+        before_reading: Callable[[ThinkerWeights], object] | None = None,
     ) -> ThinkerWeights:
         """Read the weights, or make them.
 
@@ -79,19 +79,19 @@ class Checkpoint:
             device: Where they go.
             dtype: Kind of their numbers. None keeps the checkpoint's own; random weights are bfloat16
                 on an accelerator and float32 on the CPU.
-            meanwhile: Called with the weights once they are in their places, while they may still be read.
+            before_reading: Called with the weights once they are in their places, before they are read.
 
         Raises:
             WeightsError: Weights are missing or broken, or are not the config's.
         """
         if self.random_seed is None:
-            return load_weights(self.folder, device=device, dtype=dtype, meanwhile=meanwhile)
+            return load_weights(self.folder, device=device, dtype=dtype, before_reading=before_reading)
         logger.info("making random weights, seed %d\n%s", self.random_seed, self.config.describe())
         on_cpu = torch.device(device).type == "cpu"
         usual = torch.float32 if on_cpu else torch.bfloat16
         weights = random_weights(self.config, device=device, dtype=dtype or usual, seed=self.random_seed)
-        if meanwhile is not None:
-            meanwhile(weights)
+        if before_reading is not None:
+            before_reading(weights)
         return weights
 
     def load_tokenizer(self) -> Tokenizer:

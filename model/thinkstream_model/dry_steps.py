@@ -36,7 +36,7 @@ def compile_steps(
 ) -> int:
     """Compile the kernels of all steps within the limits, side by side, where the operations have any.
 
-    None of ours is launched and no weight is looked at, so they may still be on their way to the device.
+    None of ours is launched and no weight is looked at, so they need not have been read.
 
     Args:
         weights: The model's, on their device.

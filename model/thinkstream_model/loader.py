@@ -43,7 +43,7 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    meanwhile: Callable[[ThinkerWeights], object] | None = None,
+    before_reading: Callable[[ThinkerWeights], object] | None = None,
 ) -> ThinkerWeights:
     """Load the weights of a checkpoint's Thinker; its other parts are passed over.
 
@@ -54,8 +54,8 @@ def load_weights(
         path: A folder with ``config.json`` and weights in any layout and arrangement.
         device: Where the weights go.
         dtype: Kind of their numbers; None keeps the checkpoint's own, which is the embedding's.
-        meanwhile: What the caller's thread can do while others read: called with the weights, which are in
-            their places and hold nothing yet.
+        before_reading: Called with the weights, which are in their places and hold nothing yet: whatever else
+            takes all cores is done sooner before the readers start than beside them.
 
     Raises:
         ConfigError: The config is missing or does not describe a Thinker.
@@ -67,7 +67,9 @@ def load_weights(
     logger.info("loading the Thinker from %s\n%s", folder, config.describe())
     copies = _checked_copies(find_tensors(folder), config, folder)
     weights = ThinkerWeights.empty(config, device, dtype or _own_dtype(copies))
-    _fill(copies, weights, meanwhile)
+    if before_reading is not None:
+        before_reading(weights)
+    _fill(copies, weights)
     num_bytes = sum(copy.stored.num_bytes for copy in copies)
     logger.info("loaded %d tensors, %d bytes, in %.1f s", len(copies), num_bytes, time.monotonic() - begun)
     return weights
@@ -115,9 +117,7 @@ def _own_dtype(copies: list[Copy]) -> torch.dtype:
     return next(DTYPES[c.stored.dtype] for c in copies if c.place.name == "embed_tokens.weight")
 
 
-def _fill(
-    copies: list[Copy], weights: ThinkerWeights, meanwhile: Callable[[ThinkerWeights], object] | None
-) -> None:
+def _fill(copies: list[Copy], weights: ThinkerWeights) -> None:
     """Read every tensor to its place; what fails first ends all and is raised."""
     device = weights.embedding_VD.device
     # One iterator for all readers, each of which takes the next piece as soon as it can.
@@ -145,10 +145,7 @@ def _fill(
 
     num_readers = _num_readers(device)
     with ThreadPoolExecutor(num_readers, "weights") as readers, ending_all():
-        filled = [readers.submit(fill) for _ in range(num_readers)]
-        if meanwhile is not None:
-            meanwhile(weights)
-        wait(filled)
+        wait([readers.submit(fill) for _ in range(num_readers)])
     if errors:
         raise errors[0]
 

@@ -33,7 +33,7 @@ def test_a_file_is_not_a_folder(small_checkpoint: Path) -> None:
 @pytest.mark.parametrize("model", ["{}", "random:{}/config.json"])
 def test_hands_the_weights_out_before_they_are_there(small_checkpoint: Path, model: str) -> None:
     seen: list[ThinkerWeights] = []
-    weights = Checkpoint.resolve(model.format(small_checkpoint)).load_weights(meanwhile=seen.append)
+    weights = Checkpoint.resolve(model.format(small_checkpoint)).load_weights(before_reading=seen.append)
     assert [id(other) for other in seen] == [id(weights)]
 
 

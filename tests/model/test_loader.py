@@ -216,43 +216,51 @@ def test_a_file_that_shrinks_after_it_was_checked(
         load_thinker(small_checkpoint)
 
 
-def test_something_else_can_be_done_with_the_weights_meanwhile(small_checkpoint: Path) -> None:
-    seen: list[ThinkerWeights] = []
-    weights = load_weights(small_checkpoint, meanwhile=seen.append)
-    assert len(seen) == 1
-    assert seen[0] is weights
+def test_something_can_be_done_with_the_weights_before_they_are_read(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    read = PieceReader.read
+
+    def spy(reader: PieceReader, piece: Piece) -> None:
+        done.append(piece)
+        read(reader, piece)
+
+    monkeypatch.setattr(PieceReader, "read", spy)
+    weights = load_weights(small_checkpoint, before_reading=done.append)
+    assert done[0] is weights
+    assert {type(other) for other in done[1:]} == {Piece}
 
 
-def test_what_fails_meanwhile_ends_the_load(small_checkpoint: Path) -> None:
+def test_what_fails_before_the_reading_ends_the_load(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PieceReader, "read", None)
+
     def fail(weights: ThinkerWeights) -> None:
         raise MemoryError(str(weights.config.num_layers))
 
     with pytest.raises(MemoryError, match="2"):
-        load_weights(small_checkpoint, meanwhile=fail)
+        load_weights(small_checkpoint, before_reading=fail)
 
 
-@pytest.mark.parametrize("is_meanwhile", [False, True])
 def test_the_first_failure_ends_the_load_and_is_told(
-    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, is_meanwhile: bool
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers, taken = itertools.count(), list[int]()
 
     def read(reader: PieceReader, piece: Piece) -> None:
         taken.append(number := next(numbers))
-        if number == 1 and not is_meanwhile:
+        if number == 1:
             raise OSError("the first to fail")
         time.sleep(0.1)
         if number == 0:
             raise OSError("the next to fail")
 
-    def meanwhile(weights: ThinkerWeights) -> None:
-        if is_meanwhile:
-            raise OSError("the first to fail")
-
     monkeypatch.setattr("thinkstream_model.pieces._PIECE_BYTES", 64)
     monkeypatch.setattr(PieceReader, "read", read)
     with pytest.raises(OSError, match="the first to fail"):
-        load_weights(small_checkpoint, meanwhile=meanwhile)
+        load_weights(small_checkpoint)
     assert len(taken) <= 6  # of some hundred: one a reader, and two that were faster than the failure
 
 

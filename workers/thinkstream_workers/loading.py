@@ -128,14 +128,14 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
 def _weights(
     checkpoint: Checkpoint, config: ReplicaConfig, device: torch.device, ops: Ops, num_ids: int
 ) -> ThinkerWeights:
-    """Reads the weights; the kernels are compiled meanwhile.
+    """Compiles the kernels, and then reads the weights.
 
     Raises:
         ConfigError: The device has no room for them.
     """
     try:
         return checkpoint.load_weights(
-            device=device, dtype=_dtype(config), meanwhile=partial(_compile, ops, config.engine, num_ids)
+            device=device, dtype=_dtype(config), before_reading=partial(_compile, ops, config.engine, num_ids)
         )
     except torch.OutOfMemoryError as error:
         told = str(error).splitlines()[0]
