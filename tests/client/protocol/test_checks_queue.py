@@ -7,7 +7,7 @@ import time
 import pytest
 from tests.support.partition import FAILURE, KEYS, OK, Partition, finish, step
 
-from thinkstream_client.errors import Fenced, InvalidRequest, JobNotFound, RecordInvalid
+from thinkstream_client.errors import Fenced, JobNotFound, LetterNotFound, RecordInvalid
 from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions, wire
 from thinkstream_client.records import JobRef, Request
@@ -186,7 +186,7 @@ def test_a_job_counts_once_in_its_batch(partition: Partition) -> None:
 
 def test_a_letter_that_is_not_there(partition: Partition) -> None:
     for call in (functions.dead_retry, functions.dead_drop):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(LetterNotFound):
             partition.run(call(KEYS, "1-1"))
 
 
