@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.inputs import StepInputs
+from thinkstream_model.kernels import attention_decode, splits
 from thinkstream_model.kernels.attention_decode import (
     decode_attention,
     decode_attention_reference,
@@ -19,6 +22,7 @@ from thinkstream_model.kernels.attention_decode import (
 from thinkstream_model.kernels.attention_prefill import prefill_attention, prefill_attention_reference
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.rope import rotary_table
+from thinkstream_model.step_sizes import SPLIT_KEYS
 from thinkstream_model.torch_attention import PagedAttention
 
 RAGGED = (1, 127, 128, 129, 0, 256, 257, 513, 700)
@@ -178,6 +182,40 @@ def test_row_does_not_depend_on_its_company(device: torch.device, dtype: torch.d
     for row, length in enumerate(RAGGED):
         alone_1Q = decode_attention(q_BHC[row : row + 1], *cache.rows(row), max_context=length)
         assert torch.equal(alone_1Q[0], together_BQ[row])
+
+
+@pytest.mark.parametrize("heads", SHAPES)
+@pytest.mark.parametrize("share", [1, 2])
+def test_programs_that_take_several_splits_give_the_same_bits(
+    device: torch.device, dtype: torch.dtype, heads: Heads, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache.filled(RAGGED, heads, device, dtype)
+    q_BHC = queries(len(RAGGED), heads, device, dtype)
+    arrivals_X = _arrivals(len(RAGGED), heads, device)
+    expected_BQ = decode_attention(q_BHC, *cache.all_rows, max_context=700)
+    monkeypatch.setattr(attention_decode, "_MAX_PROGRAMS", share * len(RAGGED) * heads.num_kv)
+    for max_context, given in ((700, arrivals_X), (700, None), (1100, arrivals_X)):
+        out_BQ = decode_attention(q_BHC, *cache.all_rows, max_context=max_context, arrivals_X=given)
+        assert torch.equal(out_BQ, expected_BQ)
+    assert not arrivals_X.any()
+
+
+def test_a_long_row_does_not_multiply_the_programs_of_short_ones(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = MagicMock()
+    monkeypatch.setattr(attention_decode, "_decode_kernel", kernel)
+    monkeypatch.setattr(splits, "_merge_kernel", MagicMock())
+
+    def num_programs(num_rows: int, max_context: int) -> int:
+        q_BHC = torch.empty(num_rows, 8, 16, device=device)
+        cache_NSHC = torch.empty(1, 16, 4, 16, device=device)
+        tables_BM = torch.empty(num_rows, max_context // 16, dtype=torch.int32, device=device)
+        decode_attention(q_BHC, cache_NSHC, cache_NSHC, tables_BM, tables_BM[:, 0], max_context=max_context)
+        return math.prod(kernel.__getitem__.call_args.args[0])
+
+    assert num_programs(256, 32_768) <= num_programs(256, 4_096)
+    assert num_programs(1, 32_768) == 4 * 32_768 // SPLIT_KEYS, "a lone row needs them all"
 
 
 def test_equals_the_plain_operations(device: torch.device) -> None:

@@ -29,8 +29,8 @@ _ROWS: tuple[int, ...] = (
 _CONTEXT_TOKENS = SPLIT_KEYS
 """The least context of a decode's bucket, doubled from one to the next; a split of the attention kernels.
 
-Wider steps would be fewer buckets, but each row and key head has a program for every split of the bucket's
-context. One that finds no keys still takes its turn, and many of them rule out the kernel for few.
+Wider steps would be fewer buckets, but each row and key head has programs for the splits of the bucket's
+context. One that finds no keys still takes its turn, and many splits rule out the kernel for few.
 """
 _CONTEXT_BESIDE_PROMPTS = 1_024
 """The same beside prompts: such steps take long enough not to notice, and their buckets are many enough."""

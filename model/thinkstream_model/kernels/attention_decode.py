@@ -1,7 +1,7 @@
 """Attention of one token per sequence over the paged cache.
 
-A program takes the query heads of one key head for one split of the keys; what becomes of a row's several
-splits is told in ``splits.py``.
+A program takes the query heads of one key head for one split of the keys, or for several in turn where rows
+and splits are very many; what becomes of a row's several splits is told in ``splits.py``.
 
 B sequences, H query heads, J key heads, G query heads per key head, C width of a head, Q = H * C,
 N blocks, S tokens of a block, M blocks of the longest block table, R rows of a program, K keys of a tile.
@@ -31,6 +31,9 @@ from .splits import Partials, settle
 from .tiles import power_of_2
 
 _ROWS = 16  # the fewest that a dot takes
+_MAX_PROGRAMS = 16_384
+"""Beyond, the splits of a row are shared by fewer programs than there are: one very long row among many short
+ones would cost the short ones a program for each of its splits. Measured on an H100."""
 
 
 @triton.jit(
@@ -57,42 +60,96 @@ def _decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     MERGED_BY_LAST: tl.constexpr,
+    IN_TURN: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ) -> None:
-    """One split of one row, the query heads of one key head."""
-    row_head, split_index = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    head = tl.program_id(0) % KV_HEADS
+    """One split of one row, or several in turn; the query heads of one key head."""
+    row_head, first_split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, head = row_head // KV_HEADS, tl.program_id(0) % KV_HEADS
     # The step's inputs are older than the launch before this one: no need to wait for it.
-    context_len = tl.load(context_lens + row_head // KV_HEADS)
-    table = block_tables + row_head // KV_HEADS * table_stride
-    key_K = split_index * SPLIT_KEYS + tl.arange(0, TILE_KEYS)
-    row0_K = cache_rows(table, key_K, key_K < context_len, head, KV_HEADS, BLOCK_SIZE)
-    next_K = key_K + TILE_KEYS
-    row1_K = cache_rows(table, next_K, next_K < context_len, head, KV_HEADS, BLOCK_SIZE)
+    context_len = tl.load(context_lens + row)
+    table = block_tables + row * table_stride
+    rows_K2 = _split_rows(table, first_split, context_len, head, KV_HEADS, BLOCK_SIZE)
     if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
     num_splits = tl.maximum(tl.cdiv(context_len, SPLIT_KEYS), 1)
-    if split_index < num_splits:
-        member_R, column_C = tl.arange(0, ROWS), tl.arange(0, WIDTH)
-        offset_RC = (row_head * GROUP + member_R)[:, None] * WIDTH + column_C[None, :]
-        q_RC = tl.load(queries + offset_RC, mask=(member_R < GROUP)[:, None], other=0.0)
-        split_keys = tl.minimum(context_len - split_index * SPLIT_KEYS, SPLIT_KEYS)
-        split = new_split(ROWS, WIDTH)
-        for tile in tl.range(0, tl.cdiv(split_keys, TILE_KEYS), num_stages=STAGES):
-            is_key_K = key_K + tile * TILE_KEYS < context_len
-            offset_KC = tl.where(tile == 0, row0_K, row1_K).to(tl.int64)[:, None] * WIDTH + column_C[None, :]
-            keys_KC = tl.load(keys + offset_KC, mask=is_key_K[:, None], other=0.0)
-            values_KC = tl.load(values + offset_KC, mask=is_key_K[:, None], other=0.0)
-            scores_RK = tile_scores(q_RC, keys_KC, is_key_K[None, :], True, PRECISION)
-            split = add_tile(split, scores_RK, values_KC, scale, True, PRECISION)
-        settle(
-            summed(split), split_index, num_splits, row_head, member_R, out,
-            (partial_out, partial_top, partial_sum, arrivals), max_splits,
-            ROWS, GROUP, WIDTH, MERGED_BY_LAST,
+    operands = (
+        queries,
+        keys,
+        values,
+        out,
+        (partial_out, partial_top, partial_sum, arrivals),
+        max_splits,
+        scale,
+    )
+    if IN_TURN:
+        for split_index in tl.range(first_split, num_splits, tl.num_programs(1), num_stages=1):
+            if split_index > first_split:
+                rows_K2 = _split_rows(table, split_index, context_len, head, KV_HEADS, BLOCK_SIZE)
+            _attend_to_split(
+                operands, rows_K2, row_head, split_index, num_splits, context_len,
+                GROUP, WIDTH, ROWS, MERGED_BY_LAST, PRECISION, STAGES,
+            )  # fmt: skip
+    elif first_split < num_splits:
+        _attend_to_split(
+            operands, rows_K2, row_head, first_split, num_splits, context_len,
+            GROUP, WIDTH, ROWS, MERGED_BY_LAST, PRECISION, STAGES,
         )  # fmt: skip
+
+
+@triton.jit
+def _attend_to_split(
+    operands: tl.tuple,
+    rows_K2: tl.tuple,
+    row_head: tl.tensor,
+    split_index: tl.tensor,
+    num_splits: tl.tensor,
+    context_len: tl.tensor,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    MERGED_BY_LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    queries, keys, values, out, partials, max_splits, scale = operands
+    row0_K, row1_K = rows_K2
+    member_R, column_C = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    offset_RC = (row_head * GROUP + member_R)[:, None] * WIDTH + column_C[None, :]
+    q_RC = tl.load(queries + offset_RC, mask=(member_R < GROUP)[:, None], other=0.0)
+    key_K = split_index * SPLIT_KEYS + tl.arange(0, TILE_KEYS)
+    split_keys = tl.minimum(context_len - split_index * SPLIT_KEYS, SPLIT_KEYS)
+    split = new_split(ROWS, WIDTH)
+    for tile in tl.range(0, tl.cdiv(split_keys, TILE_KEYS), num_stages=STAGES):
+        is_key_K = key_K + tile * TILE_KEYS < context_len
+        offset_KC = tl.where(tile == 0, row0_K, row1_K).to(tl.int64)[:, None] * WIDTH + column_C[None, :]
+        keys_KC = tl.load(keys + offset_KC, mask=is_key_K[:, None], other=0.0)
+        values_KC = tl.load(values + offset_KC, mask=is_key_K[:, None], other=0.0)
+        scores_RK = tile_scores(q_RC, keys_KC, is_key_K[None, :], True, PRECISION)
+        split = add_tile(split, scores_RK, values_KC, scale, True, PRECISION)
+    settle(
+        summed(split), split_index, num_splits, row_head, member_R, out, partials, max_splits,
+        ROWS, GROUP, WIDTH, MERGED_BY_LAST,
+    )  # fmt: skip
+
+
+@triton.jit
+def _split_rows(
+    table: tl.tensor,
+    split_index: tl.tensor,
+    context_len: tl.tensor,
+    head: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The cache's rows of both tiles of a split."""
+    key_K = split_index * SPLIT_KEYS + tl.arange(0, TILE_KEYS)
+    row0_K = cache_rows(table, key_K, key_K < context_len, head, KV_HEADS, BLOCK_SIZE)
+    next_K = key_K + TILE_KEYS
+    return row0_K, cache_rows(table, next_K, next_K < context_len, head, KV_HEADS, BLOCK_SIZE)
 
 
 def _pace(dtype: torch.dtype, num_programs: int) -> tuple[int, int]:
@@ -106,6 +163,11 @@ def _pace(dtype: torch.dtype, num_programs: int) -> tuple[int, int]:
     if torch.version.hip:
         return 4, 1
     return 4, 3 if num_programs <= 132 else 2
+
+
+def _programs_of_row(num_row_heads: int, max_splits: int) -> int:
+    """Programs that share the splits of a row and key head."""
+    return min(max_splits, max(1, _MAX_PROGRAMS // num_row_heads))
 
 
 def decode_attention(
@@ -144,13 +206,14 @@ def decode_attention(
     block_size, kv_heads = keys_NSHC.shape[1:3]
     group, device = num_heads // kv_heads, q_BHC.device
     partials = Partials.for_rows(out_BQ, width, max_context, arrivals_X)
-    num_warps, stages = _pace(q_BHC.dtype, batch * kv_heads * partials.max_splits)
-    _decode_kernel[(batch * kv_heads, partials.max_splits)](
+    programs = _programs_of_row(batch * kv_heads, partials.max_splits)
+    num_warps, stages = _pace(q_BHC.dtype, batch * kv_heads * programs)
+    _decode_kernel[(batch * kv_heads, programs)](
         q_BHC, keys_NSHC, values_NSHC, block_tables_BM, context_lens_B, out_BQ, *partials[:4],
         block_tables_BM.stride(0), partials.max_splits, score_scale(width),
         KV_HEADS=kv_heads, GROUP=group, WIDTH=width, BLOCK_SIZE=block_size,
         ROWS=max(_ROWS, power_of_2(group)), MERGED_BY_LAST=partials.arrivals_X is not None,
-        PRECISION=dot_precision(q_BHC.dtype), STAGES=stages,
+        IN_TURN=programs < partials.max_splits, PRECISION=dot_precision(q_BHC.dtype), STAGES=stages,
         DEPENDENT=is_dependent(device), num_warps=num_warps, enable_fp_fusion=False, **launch_options(device),
     )  # fmt: skip
     partials.merge(out_BQ, context_lens_B, kv_heads=kv_heads, group=group, width=width)
