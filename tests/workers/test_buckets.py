@@ -28,6 +28,7 @@ def test_a_decode_is_padded_by_a_quarter_at_most(num_rows: int, rows: int) -> No
 )
 def test_a_context_is_at_most_doubled(num_rows: int, max_context: int, context: int) -> None:
     bucket = Bucket.of((1,) * num_rows, (max_context,) * num_rows, "filtered", longest=5_000)
+    assert bucket is not None
     assert bucket == (bucket_rows(num_rows), context, 0, 0, "filtered")
     rows = bucket.num_decodes
     assert (bucket.num_tokens, bucket.num_sequences) == (rows, rows)
@@ -56,6 +57,7 @@ def test_beside_prompts_decodes_have_fewer_buckets(
 ) -> None:
     query_lens = (*[1] * num_rows, 500, 12)
     bucket = Bucket.of(query_lens, (*[max_context] * num_rows, 500, 12), "filtered", longest=5_000)
+    assert bucket is not None
     assert bucket == (rows, context, 512, 5_000, "filtered")
     assert (bucket.num_tokens, bucket.num_sequences) == (rows + 512, rows + MAX_PROMPTS)
     assert bucket.lengths.query_lens == (1,) * rows + (512,) * MAX_PROMPTS
