@@ -89,7 +89,8 @@ def test_a_rehearsal_meets_what_service_meets() -> None:
     prompts = [
         shape[1] for shape, orders in zip(shapes, batches, strict=True) if orders[0].sampling.max_tokens == 1
     ]
-    assert prompts == [*range(64, 513, 64), *range(64, 513, 64), 512, 1_024, 2_048]
+    buckets = [*range(64, 513, 64), *range(640, 1_025, 128)]
+    assert prompts == [*buckets, *buckets, 1_024, 2_048]
 
 
 def test_no_long_prompt_of_a_rehearsal_is_in_the_prefix_cache() -> None:
