@@ -18,14 +18,12 @@ _MIN_SHARED_BYTES = 160 << 10
 """Of shared memory a block must get on NVIDIA's: the kernels were cut for an A100's 163 KB or more."""
 
 
-def ops_for(config: ThinkerConfig, device: torch.device, *, fast_small_batch: bool = False) -> Ops:
+def ops_for(config: ThinkerConfig, device: torch.device) -> Ops:
     """Choose the operations of a device: Triton's kernels on a GPU, plain torch elsewhere.
 
     Args:
         config: The Thinker's shape.
         device: Where its weights are.
-        fast_small_batch: Trade exactness for speed in a small batch, where one or two rows are decoded at
-            once; only a GPU has something to trade.
     """
     if device.type != "cuda":
         return TorchOps(config, device)
@@ -42,7 +40,7 @@ def ops_for(config: ThinkerConfig, device: torch.device, *, fast_small_batch: bo
         return TorchOps(config, device)
     from .triton_ops import TritonOps
 
-    return TritonOps(config, device, fast_small_batch=fast_small_batch)
+    return TritonOps(config, device)
 
 
 def _has_triton() -> bool:

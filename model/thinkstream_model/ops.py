@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .parameters import ThinkerWeights
 from .sampler import Sampled, SamplingInputs
 
 
@@ -109,31 +108,15 @@ class StepAttention(Protocol):
         ...
 
 
-class StepShortcut(Protocol):
-    """A way through a whole step that is faster than one operation after the other, for some steps."""
-
-    def __call__(
-        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
-    ) -> Tensor | None:
-        """Compute a step.
-
-        Returns:
-            What ``Thinker.forward`` does; None for a step that must go operation by operation.
-        """
-        ...
-
-
 class Ops(Protocol):
     """All arithmetic of a forward pass. Results are new tensors; weights are never changed.
 
     Attributes:
         is_capturable: Whether a step can become a CUDA graph: its launches follow from the step's shape
             alone, and none waits for the host.
-        shortcut: A faster way for some steps; None where all go operation by operation.
     """
 
     is_capturable: bool
-    shortcut: StepShortcut | None
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """Look the tokens up, [T, D]."""

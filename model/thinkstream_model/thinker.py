@@ -69,16 +69,6 @@ class Thinker:
         Returns:
             Logits of ``inputs.output_rows_S``, [S, V], float32, padding rows of the vocabulary included.
         """
-        shortcut = self._ops.shortcut
-        logits_SV = None if shortcut is None else shortcut(self.weights, inputs, kv, self._exchange)
-        return self._op_by_op(inputs, kv) if logits_SV is None else logits_SV
-
-    @torch.inference_mode()
-    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Sampled:
-        """Choose one token per row of the logits, as ``sampler.sample`` says, without waiting for it."""
-        return self._ops.sample(logits_SV, inputs, num_valid_ids)
-
-    def _op_by_op(self, inputs: StepInputs, kv: KVCache) -> Tensor:
         ops, layers, eps = self._ops, self.weights.layers, self.config.rms_norm_eps
         next_norms_D = [layer.input_norm_D for layer in layers[1:]] + [self.weights.norm_D]
         attention = ops.attention(inputs, kv)
@@ -96,6 +86,11 @@ class Thinker:
                 self._mlp(number, hidden_TD, layer.mlp), residual_TD, next_norm_D, eps
             )
         return ops.logits(hidden_TD.index_select(0, inputs.output_rows_S), self.weights.lm_head_VD)
+
+    @torch.inference_mode()
+    def sample(self, logits_SV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Sampled:
+        """Choose one token per row of the logits, as ``sampler.sample`` says, without waiting for it."""
+        return self._ops.sample(logits_SV, inputs, num_valid_ids)
 
     def _attend(
         self, layer: int, hidden_TD: Tensor, weights: AttentionWeights, attention: StepAttention

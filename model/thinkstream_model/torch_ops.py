@@ -22,7 +22,7 @@ from torch import Tensor
 from .config import ThinkerConfig
 from .inputs import StepInputs
 from .kv_cache import KVCache
-from .ops import Addend, ExpertLists, Routing, StepShortcut
+from .ops import Addend, ExpertLists, Routing
 from .rms_norm import rms_norm
 from .rope import rotary_table
 from .sampler import Sampled, SamplingInputs, sample
@@ -51,7 +51,6 @@ class TorchOps:
     """
 
     is_capturable = False  # attention is planned on the host
-    shortcut: StepShortcut | None = None
 
     def __init__(self, config: ThinkerConfig, device: torch.device, *, exact: bool | None = None) -> None:
         self._config = config

@@ -1,7 +1,7 @@
 """The Thinker's operations in Triton, for GPUs.
 
-Exact by default: a row's result does not depend on what shares its step, nor on whether it is prefilled or
-decoded, because no kernel's order of summation follows the number of rows. What a kernel may leave to the
+Exact: a row's result does not depend on what shares its step, nor on whether it is prefilled or decoded,
+because no kernel's order of summation follows the number of rows. What a kernel may leave to the
 next one to do on the way, it leaves: sums into the residual stream are done where the stream is normed.
 
 T tokens, D hidden width, O output width, Q width of queries, keys and values together, H query heads, C
@@ -15,25 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ThinkerConfig
-from .exchange import LocalExchange
 from .inputs import StepInputs
 from .kernels import few_rows
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
-from .kernels.attention_small import is_suited
 from .kernels.dense import linear, linear_in_parts
 from .kernels.experts import down, gate_up
-from .kernels.experts_small import MAX_ROWS as MAX_SMALL_ROWS
 from .kernels.norm import add_rms_norm, rms_norm
 from .kernels.prologue import attention_prologue
 from .kernels.router import lists_of, route
 from .kernels.sampling import sample_tokens
 from .kv_cache import KVCache
-from .ops import Addend, Exchange, ExpertLists, Parts, Routing, StepShortcut
-from .parameters import ThinkerWeights
+from .ops import Addend, ExpertLists, Parts, Routing
 from .rope import Rotation, rotary_table
 from .sampler import Sampled, SamplingInputs, apply_extras, logprobs_of
-from .small_decode import small_decode
 from .swiglu import silu_and_multiply
 
 MAX_DECODE_ROWS = 4_096
@@ -46,15 +41,11 @@ class TritonOps:
     Args:
         config: The Thinker's shape.
         device: Where its weights are.
-        fast_small_batch: Send steps of few rows through kernels that are faster there but round
-            otherwise, so that a token may depend on how many others shared its step.
     """
 
     is_capturable = True
 
-    def __init__(
-        self, config: ThinkerConfig, device: torch.device, *, fast_small_batch: bool = False
-    ) -> None:
+    def __init__(self, config: ThinkerConfig, device: torch.device) -> None:
         self._config = config
         self._rotary = rotary_table(
             config.max_position_embeddings, config.head_dim, config.rope_theta, device
@@ -62,9 +53,6 @@ class TritonOps:
         self._arrivals_X = torch.zeros(
             MAX_DECODE_ROWS * config.num_kv_heads, dtype=torch.int32, device=device
         )
-        self.shortcut: StepShortcut | None = None
-        if fast_small_batch:
-            self.shortcut = SmallDecode(self._rotary, self._arrivals_X)
 
     def embed(self, input_ids_T: Tensor, embedding_VD: Tensor) -> Tensor:
         """See ``Ops.embed``."""
@@ -134,28 +122,6 @@ class TritonOps:
         if inputs.num_logprobs == 0:
             return Sampled(token_ids_B=token_ids_S)
         return logprobs_of(token_ids_S, logits_SV[:, :num_valid_ids], inputs.num_logprobs)
-
-
-class SmallDecode:
-    """``StepShortcut`` for a row or two of one token each, by ``small_decode``.
-
-    Args:
-        rotary: Rotation of every position.
-        arrivals_X: See ``TritonAttention``.
-    """
-
-    def __init__(self, rotary: Rotation, arrivals_X: Tensor) -> None:
-        self._rotary, self._arrivals_X = rotary, arrivals_X
-
-    def __call__(
-        self, weights: ThinkerWeights, inputs: StepInputs, kv: KVCache, exchange: Exchange
-    ) -> Tensor | None:
-        """See ``StepShortcut``. Where experts are elsewhere it is not the way."""
-        is_decode = max(inputs.query_lens, default=0) == 1
-        is_small = is_decode and len(inputs.query_lens) <= MAX_SMALL_ROWS
-        if not (is_small and is_suited(kv.keys_NSHC[0]) and isinstance(exchange, LocalExchange)):
-            return None
-        return small_decode(weights, inputs, kv, exchange, self._rotary, self._arrivals_X)
 
 
 class TritonAttention:

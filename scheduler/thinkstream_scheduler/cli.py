@@ -42,7 +42,6 @@ def up(
     kv_memory: options.KvMemory = None,
     lease: options.Lease = 5.0,
     step_tokens: options.StepTokens = None,
-    fast_small_batch: options.FastSmallBatch = False,
     namespace: options.Namespace = "ts",
     drain: options.Drain = 10.0,
     detach: options.Detach = False,
@@ -68,7 +67,6 @@ def up(
         kv_memory_bytes=kv_memory,
         lease_ms=round(lease * 1e3),
         step_tokens=step_tokens,
-        fast_small_batch=fast_small_batch,
         drain_timeout_s=drain,
     )
     _serve(arguments, detach=detach, verbose=verbose)

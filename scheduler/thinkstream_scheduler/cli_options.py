@@ -115,13 +115,6 @@ StepTokens = Annotated[
         help="Tokens of one step, at least the slots; default: what a lease has room for.",
     ),
 ]
-FastSmallBatch = Annotated[
-    bool,
-    typer.Option(
-        metavar=FLAG,
-        help="On a GPU, faster with one or two jobs; texts may then depend on what ran beside them.",
-    ),
-]
 Namespace = Annotated[str, typer.Option(help="First part of every key; one serves one model.")]
 Drain = Annotated[
     float,

@@ -53,7 +53,6 @@ class UpArguments:
         kv_memory_bytes: Memory of one replica for keys and values; None leaves the choice to the replica.
         lease_ms: How long a replica may be silent before its jobs go to others.
         step_tokens: Tokens of one step; None leaves the choice to the replica.
-        fast_small_batch: See ``ReplicaConfig``.
         drain_timeout_s: How long running jobs may go on once a signal has come.
     """
 
@@ -70,7 +69,6 @@ class UpArguments:
     kv_memory_bytes: int | None = None
     lease_ms: int = 5_000
     step_tokens: int | None = None
-    fast_small_batch: bool = False
     drain_timeout_s: float = 10.0
 
     def checked(self) -> UpArguments:
@@ -123,7 +121,6 @@ class UpArguments:
             kv_memory_bytes=self.kv_memory_bytes,
             lease_ms=self.lease_ms,
             step_tokens=self.step_tokens,
-            fast_small_batch=self.fast_small_batch,
             machine_share=1.0 / max(1, self.num_replicas),
             num_threads=replica_threads(self.num_replicas) if self._is_on_our_cores else None,
         )

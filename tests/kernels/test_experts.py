@@ -1,22 +1,13 @@
-"""The experts' products, over lists and for a handful of rows."""
+"""The experts' products, over lists."""
 
 from __future__ import annotations
-
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from tests.kernels.support import assert_close, normal
 from torch import Tensor
 
-from thinkstream_model.kernels import experts_small
 from thinkstream_model.kernels.experts import down, down_reference, gate_up, gate_up_reference
-from thinkstream_model.kernels.experts_small import (
-    down_small,
-    down_small_reference,
-    gate_up_small,
-    gate_up_small_reference,
-)
 from thinkstream_model.kernels.router import lists_of
 
 FULL = (2048, 768, 128, 8)
@@ -71,19 +62,6 @@ def check_experts(device: torch.device, dtype: torch.dtype, shape: Shape, num_ro
     assert_close(outputs_TKD, down_reference(inner_PI, down_EDI, lists, top_k))
 
 
-@pytest.mark.parametrize("num_rows", [1, 2])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_small_experts(device: torch.device, dtype: torch.dtype, shape: Shape, num_rows: int) -> None:
-    gate_up_E2ID, down_EDI = weights_of(shape, device, dtype)
-    ids_TK, hidden_TD = ids_of(num_rows, shape, device), normal(num_rows, shape[0], device, dtype)
-    residual_TD = normal(num_rows, shape[0], device, dtype)
-    weights_TK = torch.rand(ids_TK.shape, generator=torch.Generator().manual_seed(1)).to(device)
-    inner_PI = gate_up_small(hidden_TD, gate_up_E2ID, ids_TK)
-    assert_close(inner_PI, gate_up_small_reference(hidden_TD, gate_up_E2ID, ids_TK))
-    weighed = (inner_PI, down_EDI, ids_TK, weights_TK, residual_TD)
-    assert_close(down_small(*weighed), down_small_reference(*weighed))
-
-
 @pytest.mark.gpu
 def test_rows_do_not_know_their_batch(device: torch.device, dtype: torch.dtype) -> None:
     width, _, num_experts, top_k = FULL
@@ -100,29 +78,3 @@ def test_rows_do_not_know_their_batch(device: torch.device, dtype: torch.dtype) 
         inner, out = outputs(num_rows)
         assert torch.equal(inner, inner_KI), num_rows
         assert torch.equal(out, outputs_1KD), num_rows
-
-
-@pytest.mark.gpu
-def test_small_rows_share_an_expert(device: torch.device) -> None:
-    gate_up_E2ID, _ = weights_of(FULL, device, torch.bfloat16)
-    ids_TK, hidden_TD = ids_of(2, FULL, device), normal(2, FULL[0], device, torch.bfloat16)
-    ids_TK[1] = ids_TK[0].flip(0)
-    inner_PI = gate_up_small(hidden_TD, gate_up_E2ID, ids_TK)
-    assert torch.equal(inner_PI[: FULL[3]], gate_up_small(hidden_TD[:1], gate_up_E2ID, ids_TK[:1]))
-    assert_close(inner_PI, gate_up_small_reference(hidden_TD, gate_up_E2ID, ids_TK))
-
-
-@pytest.mark.parametrize(("is_nvidia", "limit"), [(True, 128), (False, None)])
-@pytest.mark.parametrize("is_dependent", [True, False])
-def test_launching_apart_leaves_the_kernel_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, is_nvidia: bool, is_dependent: bool, limit: int | None
-) -> None:
-    kernel = MagicMock()
-    monkeypatch.setattr(experts_small, "_down_kernel", kernel)
-    monkeypatch.setattr(experts_small, "is_nvidia", MagicMock(return_value=is_nvidia))
-    monkeypatch.setattr(experts_small, "is_dependent", MagicMock(return_value=is_dependent))
-    rows_PI, down_EDI = torch.zeros(2, 256).bfloat16(), torch.zeros(4, 32, 256).bfloat16()
-    ids_TK, residual_TD = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 32).bfloat16()
-    down_small(rows_PI, down_EDI, ids_TK, torch.ones(1, 2), residual_TD)
-    (launch,) = kernel.__getitem__.return_value.call_args_list
-    assert launch.kwargs.get("maxnreg") == limit

@@ -47,11 +47,9 @@ RELEASED_LAYERS = replace(
 )
 
 
-def _thinker(
-    config: ThinkerConfig, device: torch.device, dtype: torch.dtype, *, fast_small_batch: bool = False
-) -> Thinker:
+def _thinker(config: ThinkerConfig, device: torch.device, dtype: torch.dtype) -> Thinker:
     weights = random_thinker(config, device=device, dtype=dtype, seed=4).weights
-    return Thinker(weights, TritonOps(config, device, fast_small_batch=fast_small_batch))
+    return Thinker(weights, TritonOps(config, device))
 
 
 def _texts(lengths: Sequence[int], vocab: int) -> list[list[int]]:
@@ -59,9 +57,8 @@ def _texts(lengths: Sequence[int], vocab: int) -> list[list[int]]:
     return [torch.randint(0, vocab, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("fast_small_batch", [False, True], ids=["exact", "small batch"])
-def test_logits_equal_plain_torch(device: torch.device, fast_small_batch: bool) -> None:
-    thinker = _thinker(TINY, device, torch.float32, fast_small_batch=fast_small_batch)
+def test_logits_equal_plain_torch(device: torch.device) -> None:
+    thinker = _thinker(TINY, device, torch.float32)
     plain = Thinker(thinker.weights, TorchOps(TINY, device, exact=True))
     texts = _texts((1, 30, 7), TINY.vocab_size)
     pages, plain_pages = Paged(thinker, 3), Paged(plain, 3)

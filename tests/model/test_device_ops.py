@@ -16,7 +16,7 @@ from thinkstream_model.torch_ops import TorchOps
 
 
 def test_a_cpu_gets_plain_torch(tiny_config: ThinkerConfig) -> None:
-    assert isinstance(device_ops.ops_for(tiny_config, torch.device("cpu"), fast_small_batch=True), TorchOps)
+    assert isinstance(device_ops.ops_for(tiny_config, torch.device("cpu")), TorchOps)
 
 
 @pytest.mark.parametrize(

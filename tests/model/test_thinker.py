@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from thinkstream_model.config import ThinkerConfig
-from thinkstream_model.inputs import StepInputs
-from thinkstream_model.thinker import Thinker, random_thinker, random_weights
+from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_model.torch_ops import TorchOps
 
 TOLERANCE = 2e-5
@@ -159,19 +158,3 @@ def test_random_weights_depend_on_the_seed(tiny_config: ThinkerConfig) -> None:
     first, same, other = (random_thinker(tiny_config, seed=seed).weights.lm_head_VD for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
-
-
-def test_a_shortcut_is_taken_where_it_leads_through(
-    tiny_config: ThinkerConfig, paged: Callable[..., Any]
-) -> None:
-    weights = random_weights(tiny_config)
-    ops, shown = TorchOps(tiny_config, torch.device("cpu")), torch.ones(1, tiny_config.vocab_size)
-
-    def for_one_token(weights: Any, inputs: StepInputs, kv: Any, exchange: Any) -> torch.Tensor | None:
-        return shown if inputs.query_lens == (1,) else None
-
-    ops.shortcut = for_one_token
-    plain, short = paged(Thinker(weights), 1), paged(Thinker(weights, ops), 1)
-    prompt, token = [(0, [1, 2, 3])], [(0, [4])]
-    assert torch.equal(short.step(prompt)[0], plain.step(prompt)[0])
-    assert torch.equal(short.step(token)[0], shown)

@@ -36,8 +36,6 @@ class ReplicaConfig:
         machine_share: Part of the machine's free memory from which the engine may choose: one half where two
             replicas share a machine.
         num_threads: Threads of one arithmetic operation on the CPU; None is torch's choice.
-        fast_small_batch: On a GPU, trade the promise that a text never depends on what it was batched with
-            for speed where one or two jobs run.
 
     Raises:
         ConfigError: A value outside its range.
@@ -55,7 +53,6 @@ class ReplicaConfig:
     kv_memory_bytes: int | None = None
     machine_share: float = 1.0
     num_threads: int | None = None
-    fast_small_batch: bool = False
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

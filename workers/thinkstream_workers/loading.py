@@ -109,7 +109,7 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
         if claim is not None:
             claim(digests)
         device = _device(config)
-        ops = ops_for(checkpoint.config, device, fast_small_batch=config.fast_small_batch)
+        ops = ops_for(checkpoint.config, device)
         weights = _weights(checkpoint, config, device, ops, tokenizer.num_ids)
         return LoadedModel(
             thinker=Thinker(weights, ops),
@@ -117,7 +117,7 @@ def load_model(config: ReplicaConfig, claim: Callable[[Digests], None] | None = 
             num_ids=tokenizer.num_ids,
             defaults=checkpoint.load_generation(tokenizer),
             digests=digests,
-            arithmetic=_arithmetic(config, ops, weights),
+            arithmetic=_arithmetic(ops, weights),
         )
     except model_errors.WeightsError as error:
         raise WeightsError(str(error)) from error
@@ -142,13 +142,10 @@ def _weights(
         raise ConfigError(f"device: got {config.device!r}, which has no room for the model: {told}") from None
 
 
-def _arithmetic(config: ReplicaConfig, ops: Ops, weights: ThinkerWeights) -> str:
+def _arithmetic(ops: Ops, weights: ThinkerWeights) -> str:
     embedding_VD = weights.embedding_VD
     kernels = "our kernels" if ops.is_capturable else "plain torch"
-    fast = ", fast small batch" if ops.is_capturable and config.fast_small_batch else ""
-    return (
-        f"{str(embedding_VD.dtype).removeprefix('torch.')} on {embedding_VD.device.type} by {kernels}{fast}"
-    )
+    return f"{str(embedding_VD.dtype).removeprefix('torch.')} on {embedding_VD.device.type} by {kernels}"
 
 
 def _compile(ops: Ops, limits: EngineConfig, num_ids: int, weights: ThinkerWeights) -> None:

@@ -1,7 +1,6 @@
 """Measures the engine on a GPU with random weights in the released shape.
 
-    python -m infra.bench.gpu                       # batch 1 to 256, exact
-    python -m infra.bench.gpu --fast-small-batch --batches 1,2,4,8
+    python -m infra.bench.gpu                       # batch 1 to 256
     python -m infra.bench.gpu --sampling default    # as most jobs are sampled
     python -m infra.bench.gpu --batches 1 --prefill --offline
 
@@ -39,7 +38,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256", help="jobs at one time, by commas")
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--fast-small-batch", action="store_true", help="the kernels that are not exact")
     parser.add_argument(
         "--logprobs", type=int, help="log-probabilities of so many alternatives, by every job"
     )
@@ -54,7 +52,7 @@ def main() -> None:
     began_s = time.perf_counter()
     weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
     device = weights.embedding_VD.device
-    ops = ops_for(weights.config, device, fast_small_batch=args.fast_small_batch)
+    ops = ops_for(weights.config, device)
     counting = CountingExchange(ops, weights.config.num_experts)
     thinker = Thinker(weights, ops, counting)
     config = EngineConfig(

@@ -59,7 +59,6 @@ def main() -> None:
     expected_SV = _logits(Thinker(upcast, TorchOps(config, device, exact=True)), args.tokens)
     for name, ops in (
         ("kernels", TritonOps(config, device)),
-        ("kernels, small batch", TritonOps(config, device, fast_small_batch=True)),
         ("plain torch", TorchOps(config, device, exact=False)),
     ):
         for num_rows in (args.tokens, 8):

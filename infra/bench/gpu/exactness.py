@@ -36,14 +36,13 @@ def main() -> None:
     parser.add_argument(
         "--extras", action="store_true", help="filters, biases and penalties in three of four"
     )
-    parser.add_argument("--paths", default="exact,small batch,plain torch", help="by commas")
+    parser.add_argument("--paths", default="kernels,plain torch", help="by commas")
     args = parser.parse_args()
     config = released_config(args.layers)
     weights = random_thinker(config, device="cuda", dtype=torch.bfloat16).weights
     device = weights.embedding_VD.device
     paths: dict[str, tuple[Ops, int]] = {
-        "exact": (ops_for(config, device), args.tokens),
-        "small batch": (ops_for(config, device, fast_small_batch=True), args.tokens),
+        "kernels": (ops_for(config, device), args.tokens),
         # Plain torch takes a tenth of a second per step.
         "plain torch": (TorchOps(config, device, exact=False), args.tokens // 8),
     }

@@ -42,7 +42,6 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256")
     parser.add_argument("--context", type=int, default=256, help="keys of each row")
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--fast-small-batch", action="store_true")
     parser.add_argument("--sampling", choices=sorted(SAMPLINGS), default="plain", help="see samplings.py")
     parser.add_argument("--prefill", type=int, default=0, help="profile prompts of so many tokens instead")
     parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
@@ -50,7 +49,7 @@ def main() -> None:
     bytes_per_s = read_bandwidth()
     weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
     device = weights.embedding_VD.device
-    ops = ops_for(weights.config, device, fast_small_batch=args.fast_small_batch)
+    ops = ops_for(weights.config, device)
     counting = CountingExchange(ops, weights.config.num_experts)
     thinker = Thinker(weights, ops, counting)
     batches = [int(batch) for batch in args.batches.split(",")]

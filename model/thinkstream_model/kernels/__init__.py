@@ -4,8 +4,4 @@ Each keeps the promise of the whole: a row's result depends on that row alone, b
 batched with and whether it comes in a prefill or a decode. So the order of every sum is fixed: split
 factors never follow the batch, and sums along a row go through the tensor cores, whose order is that of
 the columns, or through one kernel that all rows share.
-
-Those named ``_small`` give it up for speed in a small batch, one or two rows that decode, and run only where
-``fast_small_batch`` asks for it. Small never means anything else here: rows that are merely few keep the
-promise.
 """
