@@ -35,9 +35,9 @@ class Side:
     def __init__(self, device: torch.device, capture: Capture | None) -> None:
         weights = random_thinker(TINY, device=device, seed=5).weights
         self.kv = KVCache.allocate(
-            TINY, num_blocks=160, block_size=BLOCK_SIZE, dtype=torch.float32, device=device
+            TINY, num_blocks=480, block_size=BLOCK_SIZE, dtype=torch.float32, device=device
         )
-        self._blocks = BlockManager(160, BLOCK_SIZE)
+        self._blocks = BlockManager(480, BLOCK_SIZE)
         self._runner = ModelRunner(
             Thinker(weights, TritonOps(TINY, device)),
             self.kv,
