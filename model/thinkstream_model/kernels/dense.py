@@ -2,7 +2,7 @@
 
 Few rows: the weights are the left operand of the tensor cores, whose left side wants 64 rows, so that a
 batch of one wastes nothing (1 to 256 rows are bound by reading the weights). Many rows: tiles as large as
-registers hold, in an order that keeps both operands in the L2 cache.
+registers hold, in an order that keeps both operands in the L2 cache; Hopper has a kernel of its own.
 
 T rows, D depth, O outputs, P parts.
 """
@@ -19,6 +19,7 @@ from thinkstream_model.ops import Addend, Parts
 
 from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
+from .many_rows import MIN_ROWS, is_done_by_hopper
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
 NUM_PARTS = 4
@@ -164,6 +165,8 @@ def _launch(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor, *, num_parts:
         return
     (num_rows, depth), num_outputs, device = hidden_TD.shape, weight_OD.shape[0], hidden_TD.device
     parts_each = num_parts // out_PTO.shape[0]
+    if num_rows >= MIN_ROWS and is_done_by_hopper(hidden_TD, weight_OD, out_PTO[0], num_parts=num_parts):
+        return
     is_narrow = num_rows <= _MAX_NARROW_ROWS
     tile = _narrow_tile(num_rows) if is_narrow else _wide_tile(num_rows, num_outputs, is_sum=parts_each > 1)
     tile = fitted(tile, hidden_TD.dtype)

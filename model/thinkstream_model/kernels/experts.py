@@ -3,7 +3,7 @@
 A program takes an expert and some of its channels and goes through the expert's rows; the weights are the
 tensor cores' left operand, whose 64 rows they always fill, while an expert's rows are few. Lists come in
 any order and any length: a row of a tile knows nothing of its place. Rows are written in the order of
-pairs, so that nothing has to be sorted back.
+pairs, so that nothing has to be sorted back. Hopper has a kernel of its own for many rows.
 
 T rows, D width, E experts, K experts a row, I inner width, P = T * K pairs, L pairs of one expert at most.
 """
@@ -19,6 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from thinkstream_model.ops import ExpertLists
 
 from .launch import dot_precision, is_dependent, launch_options
+from .many_rows import MIN_ROWS, is_done_by_hopper
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
 
@@ -148,8 +149,11 @@ def gate_up(hidden_TD: Tensor, gate_up_E2ID: Tensor, lists: ExpertLists, top_k: 
     assert hidden_TD.stride(1) == 1 and gate_up_E2ID.is_contiguous()
     (num_rows, width), (num_experts, twice_inner, _) = hidden_TD.shape, gate_up_E2ID.shape
     num_pairs, inner, device = num_rows * top_k, twice_inner // 2, hidden_TD.device
-    tile = fitted(_gate_up_tile(num_rows), hidden_TD.dtype)
     inner_PI = hidden_TD.new_empty(num_pairs, inner)
+    operands = (hidden_TD, gate_up_E2ID, inner_PI, lists)
+    if num_rows >= MIN_ROWS and is_done_by_hopper(*operands, pairs_each=top_k, is_gated=True):
+        return inner_PI
+    tile = fitted(_gate_up_tile(num_rows), hidden_TD.dtype)
     _gate_up_kernel[_grid(num_rows, num_pairs, inner, num_experts, tile)](
         hidden_TD, gate_up_E2ID, lists.counts_E, lists.pairs_EL, inner_PI,
         hidden_TD.stride(0), lists.pairs_EL.shape[1], WIDTH=width, INNER=inner, TOP_K=top_k,
@@ -184,8 +188,11 @@ def down(inner_PI: Tensor, down_EDI: Tensor, lists: ExpertLists, top_k: int) -> 
     assert inner_PI.is_contiguous() and down_EDI.is_contiguous()
     num_pairs, (num_experts, width, inner) = inner_PI.shape[0], down_EDI.shape
     num_rows, device = num_pairs // top_k, inner_PI.device
-    tile = fitted(_down_tile(num_rows), inner_PI.dtype)
     outputs_TKD = inner_PI.new_empty(num_rows, top_k, width)
+    operands = (inner_PI, down_EDI, outputs_TKD.flatten(0, 1), lists)
+    if num_rows >= MIN_ROWS and is_done_by_hopper(*operands):
+        return outputs_TKD
+    tile = fitted(_down_tile(num_rows), inner_PI.dtype)
     _down_kernel[_grid(num_rows, num_pairs, width, num_experts, tile)](
         inner_PI, down_EDI, lists.counts_E, lists.pairs_EL, outputs_TKD,
         lists.pairs_EL.shape[1], WIDTH=width, INNER=inner,

@@ -1,0 +1,199 @@
+"""Hopper's own products of many rows: the bits of the kernels for every device, and who is asked."""
+
+from __future__ import annotations
+
+import ast
+import logging
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+from tests.kernels.support import normal
+from tests.kernels.test_experts import FULL, Shape, ids_of, weights_of
+from torch import Tensor
+from triton import CompilationError  # pyright: ignore[reportMissingTypeStubs]
+
+from thinkstream_model.kernels import dense, experts, many_rows, products_hopper
+from thinkstream_model.kernels.dense import linear, linear_in_parts
+from thinkstream_model.kernels.experts import down, gate_up
+from thinkstream_model.kernels.router import lists_of
+
+SKEWED, ONE_HAS_ALL = 3.0, "one has all"
+ROUTINGS = [
+    (8_192, 0.0), (8_192, SKEWED), (4_096, 1.0), (2_000, ONE_HAS_ALL), (1_024, 0.0), (1_025, 20.0),
+]  # fmt: skip
+"""Rows of the step, and how unevenly the experts share them."""
+
+NARROW = (320, 192, 6, 2)
+
+
+def routed(num_rows: int, skew: float | str, shape: Shape, device: torch.device) -> Tensor:
+    if skew == ONE_HAS_ALL:
+        return torch.arange(shape[3], dtype=torch.int32, device=device).repeat(num_rows, 1)
+    return ids_of(num_rows, shape, device, skew=float(skew))
+
+
+@pytest.fixture
+def own(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Hopper's kernel, whose calls are counted."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("no Hopper")
+    own = SimpleNamespace(
+        is_suited=products_hopper.is_suited,
+        multiply_all=Mock(wraps=products_hopper.multiply_all),
+        multiply_listed=Mock(wraps=products_hopper.multiply_listed),
+    )
+    monkeypatch.setattr(many_rows, "hopper", own)
+    return own
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [FULL, NARROW])
+@pytest.mark.parametrize(("num_rows", "skew"), ROUTINGS)
+def test_experts_have_the_bits_of_the_kernels_for_every_device(
+    num_rows: int,
+    skew: float | str,
+    shape: Shape,
+    device: torch.device,
+    own: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate_up_E2ID, down_EDI = weights_of(shape, device, torch.bfloat16)
+    lists = lists_of(routed(num_rows, skew, shape, device), shape[2])
+    hidden_TD = normal(num_rows, shape[0], device, torch.bfloat16)
+
+    def products() -> tuple[Tensor, Tensor]:
+        inner_PI = gate_up(hidden_TD, gate_up_E2ID, lists, shape[3])
+        return inner_PI, down(inner_PI, down_EDI, lists, shape[3])
+
+    inner_PI, outputs_TKD = products()
+    assert own.multiply_listed.call_count == 2
+    monkeypatch.setattr(many_rows, "hopper", None)
+    expected_PI, expected_TKD = products()
+    assert torch.equal(inner_PI, expected_PI)
+    assert torch.equal(outputs_TKD, expected_TKD)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1_024, 1_500, 4_096, 8_192])
+@pytest.mark.parametrize(("depth", "width"), [(2_048, 5_120), (4_096, 2_048), (256, 192), (768, 64)])
+def test_dense_products_have_the_bits_of_the_kernel_for_every_device(
+    num_rows: int,
+    depth: int,
+    width: int,
+    device: torch.device,
+    own: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden_TD = normal(num_rows, depth, device, torch.bfloat16)
+    weight_OD = normal(width, depth, device, torch.bfloat16)
+    whole_TO, in_parts = linear(hidden_TD, weight_OD), linear_in_parts(hidden_TD, weight_OD)
+    assert own.multiply_all.call_count == 2
+    monkeypatch.setattr(many_rows, "hopper", None)
+    assert torch.equal(whole_TO, linear(hidden_TD, weight_OD))
+    expected = linear_in_parts(hidden_TD, weight_OD)
+    assert isinstance(in_parts, Tensor) and isinstance(expected, Tensor)
+    assert torch.equal(in_parts, expected)
+
+
+def test_is_not_for_what_other_devices_have() -> None:
+    rows_TD, weight_OD = torch.zeros(1, 64).bfloat16(), torch.zeros(64, 64).bfloat16()
+    assert not products_hopper.is_suited(rows_TD, weight_OD, rows_TD, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "out", "num_parts"),
+    [
+        (torch.zeros(8, 64), torch.zeros(64, 64), torch.zeros(8, 64), 1),
+        (torch.zeros(8, 48).bfloat16(), torch.zeros(64, 48).bfloat16(), torch.zeros(8, 64).bfloat16(), 1),
+        (torch.zeros(8, 64).bfloat16(), torch.zeros(40, 64).bfloat16(), torch.zeros(8, 40).bfloat16(), 1),
+        (torch.zeros(8, 64).bfloat16(), torch.zeros(64, 64).bfloat16(), torch.zeros(8, 64), 1),
+        (torch.zeros(8, 128).bfloat16(), torch.zeros(64, 128).bfloat16(), torch.zeros(8, 64).bfloat16(), 4),
+        (
+            torch.zeros(8, 72).bfloat16()[:, 8:],
+            torch.zeros(64, 64).bfloat16(),
+            torch.zeros(8, 64).bfloat16(),
+            1,
+        ),
+    ],
+    ids=["float32", "half a step", "half a tile", "into float32", "parts of half a step", "rows apart"],
+)
+def test_is_not_for_what_is_laid_otherwise(
+    rows: Tensor, weights: Tensor, out: Tensor, num_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products_hopper, "is_hopper", Mock(return_value=True))
+    fitting_TD, fitting_OD = torch.zeros(8, 256).bfloat16(), torch.zeros(64, 256).bfloat16()
+    assert products_hopper.is_suited(fitting_TD, fitting_OD, torch.zeros(8, 64).bfloat16(), 4)
+    assert not products_hopper.is_suited(rows, weights, out, num_parts)
+
+
+def other_hopper(error: Exception | None = None) -> SimpleNamespace:
+    """A kernel for whatever comes, that fails where there is an error."""
+    return SimpleNamespace(
+        is_suited=Mock(return_value=True),
+        multiply_all=Mock(side_effect=error),
+        multiply_listed=Mock(side_effect=error),
+    )
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "MIN_ROWS", 20)
+    monkeypatch.setattr(experts, "MIN_ROWS", 20)
+
+
+@pytest.mark.usefixtures("few_are_many")
+@pytest.mark.parametrize(("num_rows", "num_calls"), [(19, 0), (20, 1)])
+def test_few_rows_are_not_its(
+    num_rows: int, num_calls: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = other_hopper()
+    monkeypatch.setattr(many_rows, "hopper", hopper)
+    hidden_TD, (gate_up_E2ID, down_EDI) = (
+        normal(num_rows, 64, device, torch.float32),
+        weights_of((64, 32, 4, 2), device, torch.float32),
+    )
+    lists = lists_of(ids_of(num_rows, (64, 32, 4, 2), device), 4)
+    linear(hidden_TD, gate_up_E2ID[0])
+    down(gate_up(hidden_TD, gate_up_E2ID, lists, 2), down_EDI, lists, 2)
+    assert hopper.multiply_all.call_count == num_calls
+    assert hopper.multiply_listed.call_count == 2 * num_calls
+
+
+@pytest.mark.usefixtures("few_are_many")
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("of 3 arguments"),
+        AttributeError("no mbarrier"),
+        CompilationError(None, ast.parse("f()").body[0]),
+    ],
+)
+def test_a_triton_whose_gluon_is_another_is_asked_once(
+    error: Exception,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hopper = other_hopper(error)
+    hidden_TD = normal(20, 64, device, torch.float32)
+    weight_OD = normal(32, 64, device, torch.float32)
+    expected_TO = linear(hidden_TD[:19], weight_OD)
+    monkeypatch.setattr(many_rows, "hopper", hopper)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(linear(hidden_TD, weight_OD)[:19], expected_TO)
+    assert hopper.multiply_all.call_count == 1
+    (record,) = caplog.records
+    assert repr(error) in record.getMessage()
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_a_launch_that_fails_is_not_hidden(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = other_hopper(RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
+    monkeypatch.setattr(many_rows, "hopper", hopper)
+    hidden_TD, weight_OD = normal(20, 64, device, torch.float32), normal(32, 64, device, torch.float32)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            linear(hidden_TD, weight_OD)
