@@ -27,7 +27,7 @@ _NUM_PARTS = 8
 _MAX_SPLIT_ROWS = 1_024
 """Up to so many rows each part is a program's; the bits are the same."""
 
-_LOWEST_KEY = tl.constexpr(-(2**63))
+_LOWEST_KEY = tl.constexpr(-(2**31))
 
 
 @triton.jit(do_not_specialize=("num_rows",))
@@ -114,10 +114,12 @@ def pick_kernel(
     shares = tl.exp(logits - tl.max(logits, 0))
     ranks = _rank(logits, experts, is_expert, ALL_EXPERTS, TOP_K)
     # Added up one by one, in the order of k; the sum over all would cancel out where they are scaled to 1.
+    # Each is alone among zeros, so that its bits can be added up as integers, which is one instruction.
     total = 0.0
     if RENORMALIZE:
+        bits = shares.to(tl.int32, bitcast=True)
         for k in tl.static_range(TOP_K):
-            total += tl.sum(tl.where(ranks == k, shares, 0.0), 0)
+            total += tl.sum(tl.where(ranks == k, bits, 0), 0).to(tl.float32, bitcast=True)
     else:
         total = tl.sum(shares, 0)
     is_chosen = ranks < TOP_K
@@ -139,19 +141,18 @@ def _rank(
 ) -> tl.tensor:
     """Rank of each expert among the top k, TOP_K for the others.
 
-    Compared as integers that sort like the logits, with the expert's number below, so that a tie goes to
-    the lower one and no two keys are equal. NaN sorts as an extreme like any other: however
-    broken a row is, its experts exist and are distinct.
+    Compared as integers that sort like the logits, for whose extremes the device has an instruction; of
+    equals the lower expert is first. NaN sorts as an extreme like any other: however broken a row is, its
+    experts exist and are distinct.
     """
     bits = logits.to(tl.int32, bitcast=True)
-    sortable = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (sortable.to(tl.int64) << 32) | (ALL_EXPERTS - experts)
-    keys = tl.where(is_expert, keys, _LOWEST_KEY)
+    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     ranks = tl.full((ALL_EXPERTS,), TOP_K, tl.int32)
     for k in tl.static_range(TOP_K):
-        is_next = keys == tl.max(keys, 0)
-        ranks = tl.where(is_next, k, ranks)
-        keys = tl.where(is_next, _LOWEST_KEY, keys)
+        is_left = is_expert & (ranks == TOP_K)
+        top = tl.max(tl.where(is_left, keys, _LOWEST_KEY), 0)
+        first = tl.min(tl.where(is_left & (keys == top), experts, ALL_EXPERTS), 0)
+        ranks = tl.where(experts == first, k, ranks)
     return ranks
 
 
