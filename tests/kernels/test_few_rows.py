@@ -165,10 +165,6 @@ def test_rows_that_lie_askew_do_not_suit_them() -> None:
     assert stream.is_suited(hidden_TD[:, :256].contiguous(), weight_OD, out_PTO)
 
 
-def test_a_program_holds_what_there_is_room_for() -> None:
-    assert [stream.num_stages(depth) for depth in (256, 1_024, 2_048, 4_096)] == [2, 8, 12, 10]
-
-
 def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Mock:
     """Make the kernels take whatever comes, and fail."""
     multiply = Mock(side_effect=error)

@@ -1,10 +1,10 @@
 """Products of a few rows on Hopper, whose weights are on their way before the rows are known.
 
 With dependent launch a kernel starts while the one before it still runs, and must wait for its results; but
-weights never change, so each program first has as many tiles of its weights fetched as its shared memory
-holds, and only then waits and reads the rows. The device's memory so has work while a row is normed, routed
-or attended to, which is a third of the time of a step of one row. The same bits as ``dense`` and ``experts``
-give: the weights are the left operand of the same instruction, and the depth is summed in the same order.
+weights never change, so each program has the first tiles of its weights fetched, and only then waits and
+reads the rows. The device's memory so has work while a row is normed, routed or attended to, which is a third
+of the time of a step of one row. The same bits as ``dense`` and ``experts`` give: the weights are the left
+operand of the same instruction, and the depth is summed in the same order.
 
 T rows, D depth, O outputs, P parts, R rows of a tile.
 """
@@ -37,10 +37,10 @@ COLUMNS = gl.constexpr(64)
 PANELS = gl.constexpr(DEPTH.value // COLUMNS.value)
 TILE_BYTES = gl.constexpr(CHANNELS.value * DEPTH.value * 2)
 
-_SHARED_BYTES = 232_448 - 1_024
-"""What a program may have, less room for barriers."""
 MAX_DEPTH = 4_096
-"""Of rows that leave room for a fair number of tiles."""
+"""Of rows that leave room for the tiles."""
+_MAX_STAGES = 8
+"""Tiles under way. Measured on an H100: with more, a program still asks for them when its rows are there."""
 _NUM_PROCESSORS = 132
 """Of an H100: products of more programs are better off with smaller ones, several on a processor."""
 _PAGE_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -149,12 +149,6 @@ def _dense_kernel(
     gl.store(part + places, total.to(out.dtype.element_ty), mask=gl.expand_dims(row_R < num_rows, 0))
 
 
-def num_stages(depth: int) -> int:
-    """How many tiles of weights a program holds beside ``ROWS`` rows of a depth; all, if there is room."""
-    room = _SHARED_BYTES - ROWS.value * depth * 2
-    return int(min(depth // DEPTH.value, room // TILE_BYTES.value))
-
-
 def is_suited(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor) -> bool:
     """Whether ``multiply`` does that product, and all its programs run at the same time."""
     (num_outputs, depth), num_parts = weight_OD.shape, out_PTO.shape[0]
@@ -186,6 +180,7 @@ def multiply(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor) -> None:
     part, device = hidden_TD.shape[1] // num_parts, hidden_TD.device
     _dense_kernel[(num_outputs // CHANNELS.value, num_parts)](
         described(weight_OD, CHANNELS.value, COLUMNS.value), described(hidden_TD, ROWS.value, part),
-        out_PTO, num_rows, out_PTO.stride(0), out_PTO.stride(1), PART=part, STAGES=num_stages(part),
+        out_PTO, num_rows, out_PTO.stride(0), out_PTO.stride(1), PART=part,
+        STAGES=min(_MAX_STAGES, part // DEPTH.value),
         DEPENDENT=is_dependent(device), num_warps=4, **launch_options(device),
     )  # fmt: skip

@@ -29,7 +29,6 @@ from .stream import (
     fetch,
     is_whole,
     multiply_tiles,
-    num_stages,
 )
 from .tiles import power_of_2
 
@@ -187,9 +186,9 @@ def experts(
     options |= {"num_warps": 4, **launch_options(hidden_TD.device)}
     _gate_up_kernel[(inner * 2 // CHANNELS.value, num_rows * top_k)](
         described(gate_up_E2ID, CHANNELS.value // 2, COLUMNS.value), described(hidden_TD, ROWS.value, width),
-        slots_TK, inner_PI, num_rows, STAGES=min(_STAGES, num_stages(width)), **shape, **options,
+        slots_TK, inner_PI, num_rows, STAGES=min(_STAGES, width // DEPTH.value), **shape, **options,
     )  # fmt: skip
     _down_kernel[(width // CHANNELS.value, num_rows * top_k)](
         described(down_EDI, CHANNELS.value, COLUMNS.value), inner_PI,
-        slots_TK, outputs_TKD, num_rows, STAGES=min(_STAGES, num_stages(inner)), **shape, **options,
+        slots_TK, outputs_TKD, num_rows, STAGES=min(_STAGES, inner // DEPTH.value), **shape, **options,
     )  # fmt: skip
