@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.sampler import SamplingInputs
 
-from .float_search import LOWEST_KEY, NUM_DIGITS, largest_key, likelihood, value_of, weigh
+from .float_search import LOWEST_KEY, NUM_DIGITS, key_of, largest_key, likelihood, value_of, weigh
 from .launch import is_dependent, launch_options
 from .philox import log
 from .tiles import num_tiles, power_of_2
@@ -166,14 +166,15 @@ def _lowest_of_rows(
     if _has_filter(temperature, top_p, top_k, min_p, num_valid_ids):
         has_top_k = _has_top_k(top_k, num_valid_ids)
         maxima_row, groups_row = maxima_BG + row * num_groups, groups_BG + row * num_groups
-        num_candidates, highest = _candidates(
+        num_candidates, lowest_maximum, highest = _candidates(
             maxima_row, groups_row, tl.where(has_top_k, top_k, 0), num_groups, GROUPS
         )
         values = (logits_BV + row * row_stride, groups_row, num_candidates, num_valid_ids)
         scale = (highest, _inverse(temperature))
-        key = tl.zeros((), tl.int64) + LOWEST_KEY
+        key, highest_key = key_of(lowest_maximum), key_of(highest)
         if has_top_k:
-            key = largest_key(values, scale, top_k.to(tl.float32), False, TILE, GROUP)
+            bounds = (key, highest_key)
+            key = largest_key(values, scale, top_k.to(tl.float32), bounds, False, TILE, GROUP)
         if top_p < 1:
             # Of several that tie at the k-th place, only as many count as there are places.
             beyond = value_of(key + 1)
@@ -181,7 +182,8 @@ def _lowest_of_rows(
             if has_top_k:
                 count, _, _ = weigh(values, scale, beyond, beyond, beyond, False, TILE, GROUP)
                 mass += (top_k.to(tl.float32) - count) * likelihood(value_of(key), scale)
-            key = largest_key(values, scale, tl.maximum(top_p * mass, _SMALLEST_NORMAL), True, TILE, GROUP)
+            target = tl.maximum(top_p * mass, _SMALLEST_NORMAL)
+            key = largest_key(values, scale, target, (key, highest_key), True, TILE, GROUP)
         highest = scaled(highest, temperature)
         in_min_p = tl.where(min_p > 0, highest + log(tl.maximum(min_p, _SMALLEST_NORMAL)), float("-inf"))
         lowest = tl.maximum(scaled(value_of(key), temperature), in_min_p)
@@ -196,16 +198,16 @@ def _candidates(
     top_k: tl.tensor,
     num_groups: tl.tensor,
     GROUPS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """List the groups that can hold one of the k largest values; all where k is 0.
 
     Returns:
-        How many, and the largest value of all.
+        How many, a number that all of these values reach, and the largest value of all.
     """
     groups_G = tl.arange(0, GROUPS)
     is_group_G = groups_G < num_groups
     maxima_G = tl.load(maxima_row + groups_G, mask=is_group_G, other=float("-inf"))
-    lowest = float("-inf")
+    lowest = tl.full((), float("-inf"), tl.float32)
     if (top_k > 0) & (top_k <= num_groups):
         key = tl.zeros((), tl.int64) + LOWEST_KEY
         for digit in range(NUM_DIGITS):
@@ -219,4 +221,4 @@ def _candidates(
     ends_G = tl.cumsum(is_candidate_G.to(tl.int32), axis=0)
     tl.store(groups_row + ends_G - 1, groups_G, mask=is_candidate_G)
     tl.debug_barrier()  # other threads of the program read what was stored
-    return tl.max(ends_G, axis=0), tl.max(maxima_G, axis=0)
+    return tl.max(ends_G, axis=0), lowest, tl.max(maxima_G, axis=0)
