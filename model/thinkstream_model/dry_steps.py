@@ -62,6 +62,7 @@ def compile_steps(
                 if num_rows == 1 or context <= _LONG_CONTEXT:
                     steps.run((1,) * num_rows, context)
             steps.run((2,) * num_rows, 2)
+        steps.run((1,) * max_sequences, max_context)  # more to do than any other step of decodes
         short = range(PROMPT_TOKENS, min(_LONG_PROMPT, max_tokens), PROMPT_TOKENS)
         for num_tokens in (*short, *doubling(_LONG_PROMPT, max_tokens)):
             steps.run((min(num_tokens, max_tokens),), max_context)

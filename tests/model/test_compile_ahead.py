@@ -35,6 +35,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
 import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
+from thinkstream_model.kernels import attention_decode  # noqa: E402
 from thinkstream_model.kernels.ahead import compile_ahead  # noqa: E402
 from thinkstream_model.triton_ops import TritonOps  # noqa: E402
 
@@ -229,6 +230,29 @@ def test_steps_beyond_the_limits_have_kernels_of_their_own(
     ops = TritonOps(even_config, torch.device("cpu"))
     compile_steps(weights, ops, **(_LIMITS | fewer))
     assert compile_ahead(lambda: _serve(Thinker(weights, ops))) > 0
+
+
+def test_many_rows_of_the_longest_context_are_met_too(
+    even_config: ThinkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their programs are too many, so that each takes several splits in turn."""
+    config = replace(even_config, max_position_embeddings=8_192)
+    heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+    monkeypatch.setattr(attention_decode, "_MAX_PROGRAMS", 40 * kv_heads * 20)
+    ops = TritonOps(config, torch.device("cpu"))
+    compile_steps(
+        ThinkerWeights.empty(config, "cpu", torch.bfloat16), ops, **(_LIMITS | {"max_context": 8_192})
+    )
+    q_BHC = torch.zeros(40, heads, width, dtype=torch.bfloat16)
+    cache_NSHC = torch.zeros(1, 16, kv_heads, width, dtype=torch.bfloat16)
+    tables_BM, lengths_B = torch.zeros(40, 512, dtype=torch.int32), torch.zeros(40, dtype=torch.int32)
+    arrivals_X = torch.zeros(40 * kv_heads, dtype=torch.int32)
+
+    def attend() -> None:
+        pages = (cache_NSHC, cache_NSHC, tables_BM, lengths_B)
+        attention_decode.decode_attention(q_BHC, *pages, max_context=8_192, arrivals_X=arrivals_X)
+
+    assert compile_ahead(attend) == 0
 
 
 def _serve(thinker: Thinker) -> None:
