@@ -64,6 +64,14 @@ class ThinkstreamError(Exception):
     code: ClassVar[str] = "ThinkstreamError"
     partial: JobResult | None = None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled by text and attributes, so that a subclass may take whatever arguments it likes."""
+        return _remade, (type(self), self.args), self.__dict__
+
+
+def _remade(kind: type[ThinkstreamError], args: tuple[object, ...]) -> ThinkstreamError:
+    return kind.__new__(kind, *args)
+
 
 class RequestError(ThinkstreamError):
     """The request cannot be taken as it is."""

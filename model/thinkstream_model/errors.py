@@ -18,6 +18,14 @@ from pathlib import Path
 class ModelError(Exception):
     """Root of the tree."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled by text and attributes, so that a subclass may take whatever arguments it likes."""
+        return _remade, (type(self), self.args), self.__dict__
+
+
+def _remade(kind: type[ModelError], args: tuple[object, ...]) -> ModelError:
+    return kind.__new__(kind, *args)
+
 
 class ConfigError(ModelError, ValueError):
     """A config file is missing, unreadable, or a field of it does not fit.
