@@ -9,7 +9,6 @@ M blocks of the longest block table, R rows of a program, K keys of a tile.
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import dot_precision, is_dependent, launch_options
+from .optional_gluon import OptionalGluon
 from .running_softmax import (
     SPLIT_KEYS,
     TILE_KEYS,
@@ -34,19 +34,9 @@ from .running_softmax import (
 )
 from .tiles import power_of_2
 
-logger = logging.getLogger(__name__)
-
-_NO_HOPPER = (
-    "this Triton's Gluon is not the one that Hopper's prefill kernel was written in (%r): "
-    "without it the attention of prompts takes half as long again there, with the same results"
-)
-
-# Gluon still changes from one Triton to the next. What it lacks shows here, what it calls otherwise later.
-try:
+hopper_kernels = OptionalGluon("the attention of prompts", "it takes half as long again")
+with hopper_kernels.importing():
     from . import attention_prefill_hopper as hopper
-except (ImportError, AttributeError) as error:
-    logger.warning(_NO_HOPPER, error)
-    hopper = None  # type: ignore[assignment]
 
 
 @triton.jit
@@ -227,7 +217,7 @@ def prefill_attention(
     group_rows = power_of_2(group)
     tiles = _tiles(q_THC.dtype, group_rows, max_query_len)
     operands = (q_THC, keys_NSHC, values_NSHC, block_tables_BM, cu_seqlens_q_B1, context_lens_B, out_TQ)
-    if _is_done_by_hopper(tiles.rows, *operands):
+    if _try_hopper(tiles.rows, *operands):
         return out_TQ
     grid = (q_THC.shape[0] // (tiles.rows // group_rows) + num_sequences, kv_heads)
     _prefill_kernel[grid](
@@ -240,18 +230,11 @@ def prefill_attention(
     return out_TQ
 
 
-def _is_done_by_hopper(rows: int, q_THC: Tensor, keys_NSHC: Tensor, *others: Tensor) -> bool:
-    """Let Hopper's kernel do it, if it can; one that this Triton cannot compile is not tried again."""
-    global hopper
-    if hopper is None or rows < hopper.NUM_ROWS or not hopper.is_suited(q_THC, keys_NSHC):
+def _try_hopper(rows: int, q_THC: Tensor, keys_NSHC: Tensor, *others: Tensor) -> bool:
+    """Let Hopper's kernel do it, if it can."""
+    if not hopper_kernels.is_usable or rows < hopper.NUM_ROWS or not hopper.is_suited(q_THC, keys_NSHC):
         return False
-    try:
-        hopper.prefill_attention_hopper(q_THC, keys_NSHC, *others)
-    except (triton.CompilationError, TypeError, AttributeError) as error:
-        logger.warning(_NO_HOPPER, error)
-        hopper = None  # type: ignore[assignment]
-        return False
-    return True
+    return hopper_kernels.try_launch(hopper.prefill_attention_hopper, q_THC, keys_NSHC, *others)
 
 
 def prefill_attention_reference(

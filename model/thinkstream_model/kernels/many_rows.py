@@ -5,29 +5,18 @@
 
 from __future__ import annotations
 
-import logging
-
-import triton
 from torch import Tensor
 
 from thinkstream_model.ops import ExpertLists
 
-logger = logging.getLogger(__name__)
+from .optional_gluon import OptionalGluon
 
 MIN_ROWS = 1_024
 """From so many rows of a step on Hopper's kernel is the faster one, as measured on an H100."""
 
-_NO_HOPPER = (
-    "this Triton's Gluon is not the one that Hopper's products of many rows were written in (%r): "
-    "without them prompts take a fourteenth longer there, with the same results"
-)
-
-# Gluon still changes from one Triton to the next. What it lacks shows here, what it calls otherwise later.
-try:
+hopper_kernels = OptionalGluon("products of many rows", "prompts take a fourteenth longer")
+with hopper_kernels.importing():
     from . import products_hopper as hopper
-except (ImportError, AttributeError) as error:
-    logger.warning(_NO_HOPPER, error)
-    hopper = None  # type: ignore[assignment]
 
 
 def is_done_by_hopper(
@@ -40,7 +29,7 @@ def is_done_by_hopper(
     pairs_each: int = 1,
     is_gated: bool = False,
 ) -> bool:
-    """Let Hopper's kernel multiply, if it can; one that this Triton cannot compile is not tried again.
+    """Let Hopper's kernel multiply, if it can.
 
     Args:
         rows: The rows.
@@ -54,16 +43,10 @@ def is_done_by_hopper(
     Returns:
         Whether the products are written; nothing is, if not.
     """
-    global hopper
-    if hopper is None or not hopper.is_suited(rows, weights, out, num_parts):
+    if not hopper_kernels.is_usable or not hopper.is_suited(rows, weights, out, num_parts):
         return False
-    try:
-        if lists is None:
-            hopper.multiply_all(rows, weights, out, num_parts=num_parts)
-        else:
-            hopper.multiply_listed(rows, weights, lists, out, pairs_each=pairs_each, is_gated=is_gated)
-    except (triton.CompilationError, TypeError, AttributeError) as error:
-        logger.warning(_NO_HOPPER, error)
-        hopper = None  # type: ignore[assignment]
-        return False
-    return True
+    if lists is None:
+        return hopper_kernels.try_launch(hopper.multiply_all, rows, weights, out, num_parts=num_parts)
+    return hopper_kernels.try_launch(
+        hopper.multiply_listed, rows, weights, lists, out, pairs_each=pairs_each, is_gated=is_gated
+    )
