@@ -5,7 +5,7 @@ A step that compiled while jobs wait might outlast the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from .step_sizes import PROMPT_TOKENS, SPLIT_KEYS
 from .thinker import Thinker
 
 _LONG_CONTEXT = 4_096
-"""Beyond, one row has what many have: a kernel is chosen by how much there is to do in all."""
+"""Beyond, rows have no kernel that neither one row has, nor the most rows with the longest context."""
 _LONG_PROMPT = 1_024
 
 
@@ -30,7 +30,7 @@ def compile_steps(
     *,
     num_valid_ids: int,
     block_size: int,
-    max_sequences: int,
+    sequence_counts: Sequence[int],
     max_tokens: int,
     max_context: int,
 ) -> int:
@@ -43,8 +43,8 @@ def compile_steps(
         ops: Its operations.
         num_valid_ids: Ids that may be sampled.
         block_size: Tokens of a block of the cache.
-        max_sequences: Sequences decoded at once.
-        max_tokens: Tokens of a step.
+        sequence_counts: Numbers of sequences that a step may have, padding included.
+        max_tokens: Tokens of a step, padding included.
         max_context: Keys of a sequence.
 
     Returns:
@@ -57,12 +57,15 @@ def compile_steps(
     steps = _DrySteps(weights, ops, num_valid_ids, block_size)
 
     def run() -> None:
-        for num_rows in doubling(1, max_sequences):
+        most = max(sequence_counts)
+        steps.run((1,) * most, max_context)  # the most to do, and first: the others find its memory
+        for num_rows in sequence_counts:  # which alone decide how logits are made
+            steps.run((1,) * num_rows, SPLIT_KEYS)
+        for num_rows in doubling(1, most):
             for context in doubling(SPLIT_KEYS, max_context):
                 if num_rows == 1 or context <= _LONG_CONTEXT:
                     steps.run((1,) * num_rows, context)
             steps.run((2,) * num_rows, 2)
-        steps.run((1,) * max_sequences, max_context)  # more to do than any other step of decodes
         short = range(PROMPT_TOKENS, min(_LONG_PROMPT, max_tokens), PROMPT_TOKENS)
         for num_tokens in (*short, *doubling(_LONG_PROMPT, max_tokens)):
             steps.run((min(num_tokens, max_tokens),), max_context)

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +19,13 @@ from thinkstream_client.records import JobRef
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.dry_steps import compile_steps
 from thinkstream_model.kv_cache import KVCache
+from thinkstream_model.ops import Ops
 from thinkstream_model.parameters import ThinkerWeights
 from thinkstream_model.thinker import Thinker
 from thinkstream_model.torch_ops import TorchOps
 from thinkstream_workers.batch import Batch
 from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.buckets import most_tokens, sequence_counts
 from thinkstream_workers.orders import JobKey, Submit
 from thinkstream_workers.runner import ModelRunner
 from thinkstream_workers.sampling import ResolvedSampling
@@ -42,13 +45,8 @@ from thinkstream_model.triton_ops import TritonOps  # noqa: E402
 _PLAIN = ResolvedSampling(max_tokens=4)
 _FILTERED = replace(_PLAIN, temperature=0.6, top_k=20, top_p=0.95)
 _WITH_EXTRAS = replace(_FILTERED, presence_penalty=0.5, logit_bias={0: 0.5})
-_LIMITS = {
-    "num_valid_ids": 200,
-    "block_size": 16,
-    "max_sequences": 40,
-    "max_tokens": 160,
-    "max_context": 2_048,
-}
+_NUM_IDS, _BLOCK_SIZE = 200, 16
+_SLOTS, _STEP_TOKENS, _MAX_CONTEXT = 40, 200, 2_048
 
 
 class _Launcher:
@@ -211,15 +209,44 @@ def test_a_run_that_fails_leaves_nothing_behind() -> None:
 def test_leaves_no_kernel_of_a_step_to_be_compiled(even_config: ThinkerConfig) -> None:
     weights = ThinkerWeights.empty(even_config, "cpu", torch.bfloat16)
     ops = TritonOps(even_config, torch.device("cpu"))
-    assert compile_steps(weights, ops, **_LIMITS) > 0
+    assert _compile(weights, ops) > 0
     assert compile_ahead(lambda: _serve(Thinker(weights, ops))) == 0
-    fewer = _LIMITS | {"max_sequences": 39, "max_tokens": 100, "max_context": 300}
-    assert compile_steps(weights, ops, **fewer) == 0
+    assert _compile(weights, ops, slots=39, step_tokens=100, max_context=300) == 0
+
+
+@pytest.mark.parametrize("slots", [32, 256])
+def test_no_number_of_sequences_has_a_kernel_that_is_not_ready(
+    even_config: ThinkerConfig, slots: int
+) -> None:
+    """A bucket's padding counts too: beside a prompt there may be more rows than slots."""
+    weights = ThinkerWeights.empty(even_config, "cpu", torch.bfloat16)
+    ops = TritonOps(even_config, torch.device("cpu"))
+    _compile(weights, ops, slots=slots)
+    runner = _runner(Thinker(weights, ops), slots)
+    edges = {min(edge, slots) for count in sequence_counts(slots) for edge in (count - 1, count, count + 1)}
+
+    def serve() -> None:
+        for num_decodes, sampling in product(edges, (_PLAIN, _FILTERED)):
+            for prompt in ((), (7,)):
+                query_lens = (1,) * (num_decodes - len(prompt)) + prompt
+                if query_lens:
+                    runner.launch(_batch(query_lens, query_lens, sampling))
+
+    assert compile_ahead(serve) == 0
+
+
+def test_padding_beyond_the_longest_step_has_no_kernel_that_is_not_ready(even_config: ThinkerConfig) -> None:
+    weights = ThinkerWeights.empty(even_config, "cpu", torch.bfloat16)
+    ops = TritonOps(even_config, torch.device("cpu"))
+    _compile(weights, ops, slots=256, step_tokens=1_024)
+    runner = _runner(Thinker(weights, ops), slots=256)
+    query_lens = (1,) * 160 + (864,)  # 256 and 896
+    assert compile_ahead(lambda: runner.launch(_batch(query_lens, query_lens, _PLAIN))) == 0
 
 
 @pytest.mark.parametrize(
     "fewer",
-    [{"max_sequences": 16}, {"max_tokens": 64}, {"max_context": 256}],
+    [{"slots": 16}, {"step_tokens": 64}, {"max_context": 256}],
     ids=["rows", "tokens", "context"],
 )
 def test_steps_beyond_the_limits_have_kernels_of_their_own(
@@ -228,7 +255,7 @@ def test_steps_beyond_the_limits_have_kernels_of_their_own(
     """So the test above does test something."""
     weights = ThinkerWeights.empty(even_config, "cpu", torch.bfloat16)
     ops = TritonOps(even_config, torch.device("cpu"))
-    compile_steps(weights, ops, **(_LIMITS | fewer))
+    _compile(weights, ops, **fewer)
     assert compile_ahead(lambda: _serve(Thinker(weights, ops))) > 0
 
 
@@ -240,9 +267,7 @@ def test_many_rows_of_the_longest_context_are_met_too(
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     monkeypatch.setattr(attention_decode, "_MAX_PROGRAMS", 40 * kv_heads * 20)
     ops = TritonOps(config, torch.device("cpu"))
-    compile_steps(
-        ThinkerWeights.empty(config, "cpu", torch.bfloat16), ops, **(_LIMITS | {"max_context": 8_192})
-    )
+    _compile(ThinkerWeights.empty(config, "cpu", torch.bfloat16), ops, max_context=8_192)
     q_BHC = torch.zeros(40, heads, width, dtype=torch.bfloat16)
     cache_NSHC = torch.zeros(1, 16, kv_heads, width, dtype=torch.bfloat16)
     tables_BM, lengths_B = torch.zeros(40, 512, dtype=torch.int32), torch.zeros(40, dtype=torch.int32)
@@ -255,22 +280,49 @@ def test_many_rows_of_the_longest_context_are_met_too(
     assert compile_ahead(attend) == 0
 
 
+def _compile(
+    weights: ThinkerWeights,
+    ops: Ops,
+    *,
+    slots: int = _SLOTS,
+    step_tokens: int = _STEP_TOKENS,
+    max_context: int = _MAX_CONTEXT,
+) -> int:
+    """Compiles what a replica of these limits does."""
+    return compile_steps(
+        weights,
+        ops,
+        num_valid_ids=_NUM_IDS,
+        block_size=_BLOCK_SIZE,
+        sequence_counts=sequence_counts(slots),
+        max_tokens=most_tokens(slots, step_tokens),
+        max_context=max_context,
+    )
+
+
+def _runner(thinker: Thinker, slots: int = _SLOTS) -> ModelRunner:
+    kv = KVCache.allocate(
+        thinker.config, num_blocks=8_192, block_size=_BLOCK_SIZE, dtype=thinker.dtype, device="cpu"
+    )
+    return ModelRunner(
+        thinker,
+        kv,
+        num_valid_ids=_NUM_IDS,
+        max_num_seqs=slots,
+        max_context=_MAX_CONTEXT,
+        capture=PaperCapture(),
+    )
+
+
 def _serve(thinker: Thinker) -> None:
     """Launches steps of all kinds within the limits, as a replica does."""
-    block_size, num_ids = _LIMITS["block_size"], _LIMITS["num_valid_ids"]
-    longest, num_seqs = _LIMITS["max_context"], _LIMITS["max_sequences"]
-    kv = KVCache.allocate(
-        thinker.config, num_blocks=8_192, block_size=block_size, dtype=thinker.dtype, device="cpu"
-    )
-    runner = ModelRunner(
-        thinker, kv, num_valid_ids=num_ids, max_num_seqs=num_seqs, max_context=longest, capture=PaperCapture()
-    )
+    runner, longest = _runner(thinker), _MAX_CONTEXT
     decodes = [
         ((1,) * num_rows, (context,) * num_rows)
-        for num_rows in (1, 2, 3, 8, 9, 17, 33, num_seqs)
+        for num_rows in (1, 2, 3, 8, 9, 17, 33, _SLOTS)
         for context in (1, 257, longest)
     ]
-    prompts = [((num_tokens,), (num_tokens,)) for num_tokens in range(2, _LIMITS["max_tokens"] + 1)]
+    prompts = [((num_tokens,), (num_tokens,)) for num_tokens in range(2, _STEP_TOKENS + 1)]
     mixed = [((1, 1, 7, 70), (300, 2, 7, 100)), ((1, 120), (longest, 120)), ((3, 2), (300, 2))]
     for sampling in (_PLAIN, _FILTERED, _WITH_EXTRAS):
         for query_lens, context_lens in (*decodes, *prompts[:: len(prompts) // 5], *mixed):
@@ -280,13 +332,15 @@ def _serve(thinker: Thinker) -> None:
 
 
 def _batch(query_lens: tuple[int, ...], context_lens: tuple[int, ...], sampling: ResolvedSampling) -> Batch:
-    blocks = BlockManager(8_192, _LIMITS["block_size"])
+    blocks = BlockManager(8_192, _BLOCK_SIZE)
     sequences: list[Sequence] = []
     for number, (query_len, context_len) in enumerate(zip(query_lens, context_lens, strict=True)):
         order = Submit(
-            key=JobKey(JobRef("t", "j"), number), prompt_ids=(number,) * context_len, sampling=sampling
+            key=JobKey(JobRef("t", "j"), number),
+            prompt_ids=(number % _NUM_IDS,) * context_len,
+            sampling=sampling,
         )
-        sequence = Sequence.of(order, number, _LIMITS["max_context"] + 1)
+        sequence = Sequence.of(order, number, _MAX_CONTEXT + 1)
         assert blocks.allocate(sequence, context_len)
         sequence.num_computed_tokens = context_len - query_len
         sequences.append(sequence)
@@ -295,4 +349,4 @@ def _batch(query_lens: tuple[int, ...], context_lens: tuple[int, ...], sampling:
 
 def test_plain_torch_has_nothing_to_compile(tiny_config: ThinkerConfig) -> None:
     weights = ThinkerWeights.empty(tiny_config, "cpu", torch.float32)
-    assert compile_steps(weights, TorchOps(tiny_config, torch.device("cpu")), **_LIMITS) == 0
+    assert _compile(weights, TorchOps(tiny_config, torch.device("cpu"))) == 0

@@ -8,8 +8,10 @@ from thinkstream_workers.buckets import (
     Bucket,
     bucket_rows,
     most_sequences,
+    most_tokens,
     prompt_buckets,
     rows_beside_prompts,
+    sequence_counts,
 )
 
 
@@ -83,3 +85,16 @@ def test_buckets_of_prompts_waste_a_quarter_at_most_behind_256_tokens() -> None:
 def test_no_bucket_is_wider_than_the_widest(slots: int) -> None:
     widest = max(max(bucket_rows(n), rows_beside_prompts(n) + MAX_PROMPTS) for n in range(1, slots + 1))
     assert most_sequences(slots) == widest
+
+
+@pytest.mark.parametrize(("slots", "step_tokens"), [(1, 64), (17, 100), (256, 1_024), (256, 4_096)])
+def test_every_bucket_has_a_number_of_sequences_and_tokens_that_is_told(slots: int, step_tokens: int) -> None:
+    counts, longest = sequence_counts(slots), most_tokens(slots, step_tokens)
+    assert counts == sorted(set(counts))
+    for num_decodes in range(slots + 1):
+        for num_prompt_tokens in (0, 2, step_tokens - num_decodes):
+            query_lens = (1,) * num_decodes + (num_prompt_tokens,) * (num_prompt_tokens > 1)
+            bucket = Bucket.of(query_lens, query_lens, "none", longest=8_192)
+            if query_lens and bucket is not None:
+                assert bucket.num_sequences in counts
+                assert bucket.num_tokens <= longest

@@ -17,7 +17,10 @@ MAX_PROMPTS = 8
 tokens costs nothing that would be worth a bucket of its own."""
 MAX_PROMPT_TOKENS = 1_024
 """Tokens of these prompts; more keep the device busy while the host launches."""
-_PROMPT_TOKENS = (*range(PROMPT_TOKENS, 512, PROMPT_TOKENS), *range(512, MAX_PROMPT_TOKENS + 1, 128))
+_PROMPT_TOKENS: tuple[int, ...] = (
+    *range(PROMPT_TOKENS, 512, PROMPT_TOKENS),
+    *range(512, MAX_PROMPT_TOKENS + 1, 128),
+)
 
 _ROWS: tuple[int, ...] = (
     *range(1, 9),
@@ -80,8 +83,7 @@ class Bucket(NamedTuple):
         if num_decodes:
             num_decodes = rows_beside_prompts(num_decodes)
             context = _doubled_to(context, _CONTEXT_BESIDE_PROMPTS, longest)
-        num_prompt_tokens = next(size for size in _PROMPT_TOKENS if size >= num_prompt_tokens)
-        return cls(num_decodes, context, num_prompt_tokens, longest, sampling)
+        return cls(num_decodes, context, _prompt_bucket(num_prompt_tokens), longest, sampling)
 
     @property
     def num_tokens(self) -> int:
@@ -135,9 +137,26 @@ def rows_beside_prompts(num_rows: int) -> int:
     return (num_rows + 127) // 128 * 128
 
 
+def sequence_counts(max_num_seqs: int) -> list[int]:
+    """Sequences of each bucket, padding included, where so many take part in a step at most; ascending."""
+    numbers = range(1, max_num_seqs + 1)
+    beside_prompts = {rows_beside_prompts(num_decodes) + MAX_PROMPTS for num_decodes in numbers}
+    return sorted({MAX_PROMPTS, *map(bucket_rows, numbers), *beside_prompts})
+
+
 def most_sequences(max_num_seqs: int) -> int:
     """Sequences of the widest bucket, padding included, where so many take part in a step at most."""
     return rows_beside_prompts(max_num_seqs) + MAX_PROMPTS
+
+
+def most_tokens(max_num_seqs: int, max_num_batched_tokens: int) -> int:
+    """Tokens of no step more, padding included, where so many sequences and tokens are in one at most."""
+    num_prompt_tokens = _prompt_bucket(min(max_num_batched_tokens, MAX_PROMPT_TOKENS))
+    return max(max_num_batched_tokens, rows_beside_prompts(max_num_seqs) + num_prompt_tokens)
+
+
+def _prompt_bucket(num_tokens: int) -> int:
+    return next(size for size in _PROMPT_TOKENS if size >= num_tokens)
 
 
 def _doubled_to(context: int, least: int, longest: int) -> int:

@@ -26,6 +26,7 @@ from thinkstream_model.parameters import ThinkerWeights
 from thinkstream_model.thinker import Thinker
 from thinkstream_model.tokenizer import Tokenizer
 
+from .buckets import most_tokens, sequence_counts
 from .config import ReplicaConfig
 from .engine_config import EngineConfig
 from .publication import IncrementalText
@@ -155,8 +156,8 @@ def _compile(ops: Ops, limits: EngineConfig, num_ids: int, weights: ThinkerWeigh
         ops,
         num_valid_ids=num_ids,
         block_size=limits.block_size,
-        max_sequences=limits.slots,
-        max_tokens=limits.step_tokens,
+        sequence_counts=sequence_counts(limits.slots),
+        max_tokens=most_tokens(limits.slots, limits.step_tokens),
         max_context=limits.max_context or weights.config.max_position_embeddings,
     )
 

@@ -69,15 +69,17 @@ class WarmUp:
         self._do([_SHORT], _TWO_TOKENS)
 
     def rehearse(self, num_seqs: int, step_tokens: int) -> None:
-        """Has the engine meet what service meets: a step that compiled later might outlast the lease.
+        """Has the engine meet what service meets most, so that few jobs wait for what first use costs.
+
+        Our own kernels need none of it: those of every step are made ready before the weights are read.
 
         Rehearsed are decodes of 1, 2, 4 and so on sequences, the most of them first, whose graphs take the
         memory that the others' share; decodes with keys of several splits and with more than 1,024, of one
         sequence and of all; sampling without filters and with all that a request may ask for; prompts up to
-        the longest step. After that every kernel is compiled.
+        the longest step.
 
-        Not rehearsed are graphs of other numbers of rows or longer contexts: at the second step of each the
-        engine stops for as long as a capture takes, some tens of milliseconds.
+        Not rehearsed are graphs of other numbers of rows, of longer contexts, of prompts beside decodes: at
+        the second step of each the engine stops for as long as a capture takes, some tens of milliseconds.
 
         Args:
             num_seqs: Sequences decoded at once.
