@@ -139,6 +139,13 @@ UPKEEP_CHECKS = (
         test="test_a_queue_whose_name_is_no_tenants[valkey]",
     ),
     Mutation(
+        check="what is left of a rate goes with it",
+        function="tenant_set",
+        remove="if argv[i] == 'rate' then",
+        put="if false then",
+        test="test_a_rate_that_is_lifted_leaves_nothing_behind[dropped-before]",
+    ),
+    Mutation(
         check="set once",
         function="meta",
         remove="redis.call('HSETNX', keys[1]",

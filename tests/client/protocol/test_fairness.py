@@ -11,6 +11,7 @@ import redis
 from thinkstream_client.keys import Keys
 from thinkstream_client.outcome import Finish, FinishReason
 from thinkstream_client.protocol import functions, wire
+from thinkstream_client.protocol.call import Call
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.protocol.functions import FinishRow
 from thinkstream_client.records import JobRef, Request, SamplingParams, SessionId
@@ -120,6 +121,28 @@ def test_classes_come_first_and_none_starves(queue: Queue) -> None:
     queue.claim()
     queue.serve(72)
     assert queue.served.count("patient") == 10, "every eighth"
+
+
+@pytest.mark.parametrize("ends", ["before", "after"])
+@pytest.mark.parametrize(
+    "lift",
+    [
+        functions.tenant_set(KEYS, 0, "fast", max_tokens_per_s=0),
+        functions.tenant_drop(KEYS, 0, "fast"),
+    ],
+    ids=["lifted", "dropped"],
+)
+def test_a_rate_that_is_lifted_leaves_nothing_behind(queue: Queue, lift: Call[None], ends: str) -> None:
+    queue.run(functions.tenant_set(KEYS, 0, "fast", max_tokens_per_s=10))
+    queue.submit("fast", 1)
+    queue.claim()
+    assert queue.served == ["fast"]
+    if ends == "after":
+        queue.run(lift)
+    queue.finish_oldest(cost=500)
+    if ends == "before":
+        queue.run(lift)
+    assert queue.run(functions.tenants(KEYS, 0)) == []
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-5", "0", "1e400", "x", ""])

@@ -209,13 +209,16 @@ local function sweep(keys)
   return { done.retried, done.expired, done.repaired, done.more }
 end
 
--- ARGV: tenant, then name, value...; '' removes a setting
+-- ARGV: tenant, then name, value...; '' removes a setting, and with a rate what is left of it
 local function tenant_set(keys, argv)
   local key = keys[1] .. 'tenants'
   for i = 2, #argv, 2 do
     local field = argv[1] .. ':' .. argv[i]
     if argv[i + 1] == '' then
       send('HDEL', key, field)
+      if argv[i] == 'rate' then
+        send('HDEL', keys[1] .. 'usage', argv[1] .. ':level', argv[1] .. ':level_ms')
+      end
     else
       send('HSET', key, field, argv[i + 1])
     end
