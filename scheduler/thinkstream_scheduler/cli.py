@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
+from thinkstream_client.cli.extra import check_extra
 from thinkstream_client.discovery import read_state
 
 from . import cli_options as options
@@ -51,6 +52,7 @@ def up(
 
     Example: thinkstream up --replicas 2 --detach
     """
+    check_extra()
     from .up_arguments import UpArguments
 
     arguments = UpArguments(
@@ -90,6 +92,7 @@ def demo() -> None:
 
     Example: thinkstream demo
     """
+    check_extra()
     from .demo import run_demo
 
     if not run_demo():

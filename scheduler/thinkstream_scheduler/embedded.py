@@ -24,6 +24,8 @@ from pathlib import Path
 from thinkstream_client.discovery import naming, write_whole
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
 
+from .server_kind import check_reads, remember, server_kind
+
 logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
@@ -72,16 +74,20 @@ class EmbeddedServer:
             timeout_s: How long that may take.
 
         Raises:
-            ConfigError: There is no server binary, it refuses to start, or the folder cannot be written to.
+            ConfigError: There is no server binary, it does not read the data that are there, it refuses to
+                start, or the folder cannot be written to.
             ServiceUnavailable: It did not answer in time.
         """
         binary = find_server_binary()
+        kind = server_kind(binary)
         self._check_folder()
+        check_reads(self._writer_path, binary, kind)
         for attempt in range(_PORT_ATTEMPTS):
             self._port = (self._former_port() if attempt == 0 else None) or _free_port()
             self._spawn(binary)
             if self._wait_until_it_answers(checkpoint, time.monotonic() + timeout_s):
                 write_whole(self._port_path, str(self._port))
+                remember(self._writer_path, kind)
                 logger.info("server %s answers on port %d, pid %d", binary.name, self._port, self.pid)
                 return
             reason = self._log_tail() or self._silent_end()
@@ -89,7 +95,7 @@ class EmbeddedServer:
             # Somebody may have taken the port between our look and the server's bind.
             if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in reason:
                 continue
-            raise ConfigError(f"the embedded server did not start: {reason}")
+            raise ConfigError(f"the embedded server, {kind or binary}, did not start: {reason}")
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """Ends the server, after it has written what it has; does nothing when it does not run."""
@@ -159,6 +165,10 @@ class EmbeddedServer:
     @property
     def _port_path(self) -> Path:
         return self.folder / "port"
+
+    @property
+    def _writer_path(self) -> Path:
+        return self.folder / "writer"
 
     @property
     def _log_path(self) -> Path:

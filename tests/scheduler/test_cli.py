@@ -141,6 +141,20 @@ def test_what_is_wrong_is_said_before_anything_is_started(
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [["up"], ["up", "--detach"], ["demo"]])
+def test_without_the_extra_nothing_is_started(
+    command: Command, arguments: list[str], state_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = command(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert (
+        ended.err
+        == "thinkstream: this command needs the extra `service`: pip install 'thinkstream[service]'\n"
+    )
+    assert not state_folder.exists()
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("4096", 4096), ("64KiB", 65_536), ("1.5 GiB", 3 << 29), ("2g", 2 << 30), ("1TiB", 1 << 40), ("7B", 7)],

@@ -17,6 +17,7 @@ import redis
 from thinkstream_client.errors import ConfigError
 from thinkstream_scheduler import embedded
 from thinkstream_scheduler.embedded import EmbeddedServer, find_server_binary
+from thinkstream_scheduler.server_kind import ServerKind
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "appendonlydir").mkdir(parents=True)
     (data / "appendonlydir" / "appendonly.aof.manifest").write_text("rubbish\n")
-    with pytest.raises(ConfigError, match="embedded server did not start") as raised:
+    with pytest.raises(ConfigError, match=r"embedded server, Valkey \d+\.\d+, did not start") as raised:
         EmbeddedServer(data).start()
     assert "\n" not in str(raised.value)
 
@@ -101,6 +102,40 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(embedded, "find_server_binary", lambda: wrong)
     with pytest.raises(ConfigError, match=rf"^{wrong}: "):
         EmbeddedServer(wrong if kind == "file" else tmp_path / "data").start()
+
+
+@pytest.mark.parametrize("writer", ["Valkey 99.0", "Redis 7.4"])
+def test_data_of_a_server_that_it_does_not_read_are_left_alone(
+    tmp_path: Path, server: EmbeddedServer, writer: str
+) -> None:
+    server.start()
+    server.stop()
+    assert (server.folder / "writer").read_text().startswith("Valkey ")
+    (server.folder / "writer").write_text(writer)
+    with pytest.raises(
+        ConfigError, match=rf"^{server.folder} was written by {writer}, which Valkey .* not read"
+    ):
+        server.start()
+    assert server.pid == 0
+    assert (server.folder / "writer").read_text() == writer
+
+
+@pytest.mark.parametrize(
+    ("reader", "writer", "is_read"),
+    [
+        ("Valkey server v=9.1.2 sha=0", "Valkey 9.1", True),
+        ("Valkey server v=9.1.2 sha=0", "Valkey 8.0", True),
+        ("Valkey server v=9.1.2 sha=0", "Valkey 10.0", False),
+        ("Valkey server v=9.1.2 sha=0", "Redis 7.2", True),
+        ("Valkey server v=9.1.2 sha=0", "Redis 8.0", False),
+        ("Redis server v=7.0.15 sha=0", "Valkey 7.2", False),
+        ("Redis server v=7.0.15 sha=0", "Redis 7.2", False),
+    ],
+)
+def test_a_server_reads_its_own_kind_and_what_came_before(reader: str, writer: str, is_read: bool) -> None:
+    here, there = ServerKind.parse(reader), ServerKind.parse(writer)
+    assert here is not None and there is not None
+    assert (str(there), here.reads(there)) == (writer, is_read)
 
 
 def test_a_start_can_be_ended_in_the_middle(server: EmbeddedServer) -> None:

