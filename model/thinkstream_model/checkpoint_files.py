@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -29,6 +30,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Kinds of numbers that a model's weights may have, by the format's names."""
 
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_COUNT = 2**63 - 1
+_MAX_DIMS = 64
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.safetensors)")
@@ -127,22 +130,28 @@ def _merge(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 def _by_index(index: Path) -> dict[str, StoredTensor]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shard_of = {str(name): str(shard) for name, shard in weight_map.items()}
+        shard_of = _parsed(index.read_bytes())["weight_map"]
+        file_of = {shard: index.parent / shard for shard in set(shard_of.values())}
     except OSError as error:
         raise WeightsError(index, "", "a readable file", error.strerror or error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(index, "", "JSON with a weight_map from tensors to files", repr(error)) from error
-    file_of = {shard: index.parent / shard for shard in set(shard_of.values())}
     files = sorted(set(file_of.values()))
     for file in files:
-        if not file.is_file():
+        if not _is_file(file):
             raise WeightsError(file, "", f"a shard that {index.name} names", "no such file")
     found = _merge(files)
     for name, shard in shard_of.items():
         if name not in found:
             raise WeightsError(file_of[shard], name, f"a tensor that {index.name} names", "nothing")
     return found
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise WeightsError(file, "", "a readable file", error.strerror or error) from error
 
 
 def _check_shards(files: list[Path]) -> None:
@@ -169,7 +178,7 @@ def _read_header(file: Path) -> list[StoredTensor]:
     except OSError as error:
         raise WeightsError(file, "", "a readable file", error.strerror or error) from error
     try:
-        entries: dict[str, Any] = dict(json.loads(header))
+        entries = _parsed(header)
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(file, "", "a safetensors header of JSON", repr(error)) from error
     entries.pop("__metadata__", None)
@@ -178,13 +187,15 @@ def _read_header(file: Path) -> list[StoredTensor]:
 
 def _read_entry(file: Path, size: int, data_start: int, name: str, entry: Any) -> StoredTensor:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = entry["dtype"], _counts(entry["shape"])
+        begin, end = _counts(entry["data_offsets"])
+        if type(dtype) is not str:
+            raise TypeError(f"not a dtype: {dtype!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(file, name, "dtype, shape and data_offsets", repr(error)) from error
     num_bytes = end - begin
     expected = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else num_bytes
-    if begin < 0 or min(shape, default=0) < 0 or num_bytes < 0 or num_bytes != expected:
+    if num_bytes < 0 or num_bytes != expected:
         raise WeightsError(file, name, f"{expected} bytes for {dtype} {list(shape)}", f"{num_bytes} bytes")
     if data_start + end > size:
         found = f"a file of {size} bytes (truncated)"
@@ -192,3 +203,30 @@ def _read_entry(file: Path, size: int, data_start: int, name: str, entry: Any) -
     return StoredTensor(
         name=name, file=file, dtype=dtype, shape=shape, start=data_start + begin, num_bytes=num_bytes
     )
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    """A list of JSON that holds counts and nothing else."""
+    counts = cast("list[Any]", values)
+    if type(values) is not list or len(counts) > _MAX_DIMS:
+        raise TypeError(f"not a list of counts: {counts!r}")
+    for n in counts:
+        if type(n) is not int or not 0 <= n <= _MAX_COUNT:
+            raise TypeError(f"not a count: {n!r}")
+    return tuple(counts)
+
+
+def _parsed(document: bytes) -> dict[str, Any]:
+    """The object of a JSON document, in which no name stands twice."""
+    found = json.loads(document, object_pairs_hook=_each_once)
+    if not isinstance(found, dict):
+        raise TypeError(f"not an object: {type(found).__name__}")
+    return cast("dict[str, Any]", found)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} twice in one object")
+    return found

@@ -26,6 +26,10 @@ def _save_shards(folder: Path, *, with_index: bool) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _beginning(value: object) -> str:
+    return str(value)[:60]
+
+
 def _refused(folder: Path) -> WeightsError:
     with pytest.raises(WeightsError) as refused:
         find_tensors(folder)
@@ -75,10 +79,29 @@ def test_a_tensor_that_only_the_index_knows(tmp_path: Path) -> None:
     assert (error.file, error.tensor) == (str(tmp_path / _shard(2, 3)), "t4")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        "{",
+        '{"weight_map": {"a": 1e999}}',
+        '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}',
+        '{"weight_map":' + "[" * 100_000,
+    ],
+    ids=_beginning,
+)
 def test_a_broken_index(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert _refused(tmp_path).file.endswith("index.json")
+
+
+def test_a_shard_whose_name_no_file_can_have(tmp_path: Path) -> None:
+    weight_map = {"a": "x" * 5000}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert _refused(tmp_path).found == "File name too long"
 
 
 def test_a_tensor_that_two_shards_hold(tmp_path: Path) -> None:
@@ -118,8 +141,19 @@ def test_a_file_that_shrinks_after_it_was_listed(tmp_path: Path) -> None:
         {"dtype": "F32", "shape": [2]},
         {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]},
         {"dtype": ["F32"], "shape": ["x"], "data_offsets": [0, 8]},
+        {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": 5, "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2.9], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, float("inf")]},
+        {"dtype": "F32", "shape": [2], "data_offsets": ["0", "8"]},
+        {"dtype": "F32", "shape": [10**4000, 10**4000], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2**62] * 1000, "data_offsets": [0, 8]},
         [],
     ],
+    ids=_beginning,
 )
 def test_a_header_that_contradicts_itself(tmp_path: Path, entry: object) -> None:
     header = json.dumps({"__metadata__": {"format": "pt"}, "t": entry}).encode()
@@ -129,7 +163,14 @@ def test_a_header_that_contradicts_itself(tmp_path: Path, entry: object) -> None
     assert (error.file, error.tensor) == (str(file), "t")
 
 
-@pytest.mark.parametrize("header", [b"not json", b"[1]", b'"text"', b"\xff\xff"])
+def test_a_name_that_stands_twice_in_a_header(tmp_path: Path) -> None:
+    entry = b'{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+    header = b'{"a": ' + entry + b', "t": ' + entry + b', "t": ' + entry + b"}"
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "'t' twice" in _refused(tmp_path).found
+
+
+@pytest.mark.parametrize("header", [b"not json", b"[1]", b"[]", b'[["a", {}]]', b'"text"', b"\xff\xff"])
 def test_a_header_that_is_no_object(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert "header of JSON" in _refused(tmp_path).expected
