@@ -204,6 +204,14 @@ def test_ties_at_the_top_k_stay_together() -> None:
         assert set(_draw(logits_V, 300, top_k=2, max_top_k=hint).tolist()) == {10, 11, 12, 13}
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 2.0**-126, 1e-36, 1e-30, 1e-10])
+def test_a_temperature_next_to_none_is_greedy(temperature: float, filters: dict[str, Any]) -> None:
+    logits_BV = 10 * _logits(num_rows=20)
+    sampled = sample(logits_BV, _inputs(20, temperature=temperature, **filters), num_valid_ids=VOCAB)
+    assert torch.equal(sampled.token_ids_B, logits_BV.argmax(dim=-1))
+
+
 def test_tiny_temperature_and_top_p_are_greedy() -> None:
     logits_V = _logits(seed=8)[0]
     assert set(_draw(logits_V, 50, temperature=1e-6).tolist()) == {int(logits_V.argmax())}
