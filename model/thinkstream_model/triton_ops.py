@@ -98,7 +98,7 @@ class TritonOps:
         lists: ExpertLists | None = None,
     ) -> Tensor:
         """See ``Ops.experts``. An expert's weights are read once, and only if it has rows."""
-        outputs_TKD = few_rows.experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
+        outputs_TKD = few_rows.try_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
         if outputs_TKD is not None:
             return outputs_TKD
         if lists is None:

@@ -10,7 +10,7 @@ from tests.kernels.support import normal
 from tests.kernels.test_experts import FULL, ids_of, weights_of
 from torch import Tensor
 
-from thinkstream_model.kernels import few_rows, stream
+from thinkstream_model.kernels import few_rows, few_rows_hopper
 from thinkstream_model.kernels.dense import linear, linear_in_parts
 from thinkstream_model.kernels.experts import down, gate_up
 from thinkstream_model.kernels.optional_gluon import OptionalGluon
@@ -26,8 +26,8 @@ def own(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Mock:
     """Their products, counted."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         pytest.skip("no Hopper")
-    multiply = Mock(wraps=stream.multiply)
-    monkeypatch.setattr(stream, "multiply", multiply)
+    multiply = Mock(wraps=few_rows_hopper.multiply)
+    monkeypatch.setattr(few_rows_hopper, "multiply", multiply)
     return multiply
 
 
@@ -100,7 +100,7 @@ def test_experts_have_the_same_bits(
     gate_up_E2ID, down_EDI = weights_of(shape, device, BFLOAT16)
     slots_TK = ids_of(num_rows, shape, device, skew=skew)
     hidden_TD = normal(num_rows, shape[0], device, BFLOAT16)
-    outputs_TKD = few_rows.experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
+    outputs_TKD = few_rows.try_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
     assert outputs_TKD is not None
     assert torch.equal(outputs_TKD, listed_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI))
 
@@ -110,7 +110,7 @@ def test_what_has_no_slot_is_left_alone(own: Mock, device: torch.device) -> None
     gate_up_E2ID, down_EDI = weights_of(FULL, device, BFLOAT16)
     slots_TK = torch.tensor([[3, -1], [128, 3], [-1, -1]], dtype=torch.int32, device=device)
     hidden_TD = normal(3, FULL[0], device, BFLOAT16)
-    outputs_TKD = few_rows.experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
+    outputs_TKD = few_rows.try_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
     assert outputs_TKD is not None
     expected_TKD = listed_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
     assert torch.equal(outputs_TKD[slots_TK == 3], expected_TKD[slots_TK == 3])
@@ -124,9 +124,9 @@ def listed_experts(hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, do
 def test_they_are_not_for_what_other_devices_have() -> None:
     hidden_TD, weight_OD = torch.zeros(1, 128).bfloat16(), torch.zeros(64, 128).bfloat16()
     assert not few_rows.are_few(hidden_TD)
-    assert not few_rows.multiply(hidden_TD, weight_OD, torch.zeros(1, 1, 64).bfloat16())
+    assert not few_rows.try_multiply(hidden_TD, weight_OD, torch.zeros(1, 1, 64).bfloat16())
     experts_EDD = torch.zeros(2, 128, 128).bfloat16()
-    assert few_rows.experts(hidden_TD, torch.zeros(1, 1).int(), experts_EDD, experts_EDD) is None
+    assert few_rows.try_experts(hidden_TD, torch.zeros(1, 1).int(), experts_EDD, experts_EDD) is None
 
 
 @pytest.mark.parametrize(("num_rows", "dtype"), [(9, BFLOAT16), (1, torch.float32)])
@@ -152,14 +152,16 @@ def test_they_are_for_few_rows_of_one_kind(
 )
 def test_products_that_suit_them(depth: int, num_outputs: int, num_parts: int, is_suited: bool) -> None:
     hidden_TD, weight_OD = torch.empty(2, depth).bfloat16(), torch.empty(num_outputs, depth).bfloat16()
-    assert stream.is_suited(hidden_TD, weight_OD, torch.empty(num_parts, 2, num_outputs)) == is_suited
+    assert (
+        few_rows_hopper.is_suited(hidden_TD, weight_OD, torch.empty(num_parts, 2, num_outputs)) == is_suited
+    )
 
 
 def test_rows_that_lie_askew_do_not_suit_them() -> None:
     hidden_TD, weight_OD = torch.empty(2, 260).bfloat16(), torch.empty(64, 256).bfloat16()
     out_PTO = torch.empty(1, 2, 64)
-    assert not stream.is_suited(hidden_TD[:, :256], weight_OD, out_PTO)
-    assert stream.is_suited(hidden_TD[:, :256].contiguous(), weight_OD, out_PTO)
+    assert not few_rows_hopper.is_suited(hidden_TD[:, :256], weight_OD, out_PTO)
+    assert few_rows_hopper.is_suited(hidden_TD[:, :256].contiguous(), weight_OD, out_PTO)
 
 
 def test_those_for_every_device_stand_in_for_what_cannot_be_compiled(
@@ -170,8 +172,8 @@ def test_those_for_every_device_stand_in_for_what_cannot_be_compiled(
     multiply = Mock(side_effect=TypeError("of 3 arguments"))
     monkeypatch.setattr(few_rows, "hopper_kernels", OptionalGluon("tests", "nothing is slower"))
     monkeypatch.setattr(few_rows, "_is_kind", Mock(return_value=True))
-    monkeypatch.setattr(stream, "is_suited", Mock(return_value=True))
-    monkeypatch.setattr(stream, "multiply", multiply)
+    monkeypatch.setattr(few_rows_hopper, "is_suited", Mock(return_value=True))
+    monkeypatch.setattr(few_rows_hopper, "multiply", multiply)
     for _ in range(2):
         assert torch.equal(linear(hidden_TD, weight_OD), expected_TO)
     assert multiply.call_count == 1

@@ -11,7 +11,7 @@ from tests.kernels.support import normal
 from tests.kernels.test_experts import FULL, Shape, ids_of, weights_of
 from torch import Tensor
 
-from thinkstream_model.kernels import dense, experts, many_rows, products_hopper
+from thinkstream_model.kernels import dense, experts, many_rows, many_rows_hopper
 from thinkstream_model.kernels.dense import linear, linear_in_parts
 from thinkstream_model.kernels.experts import down, gate_up
 from thinkstream_model.kernels.optional_gluon import OptionalGluon
@@ -38,11 +38,11 @@ def own(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespac
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         pytest.skip("no Hopper")
     own = SimpleNamespace(
-        is_suited=products_hopper.is_suited,
-        multiply_all=Mock(wraps=products_hopper.multiply_all),
-        multiply_listed=Mock(wraps=products_hopper.multiply_listed),
+        is_suited=many_rows_hopper.is_suited,
+        multiply_all=Mock(wraps=many_rows_hopper.multiply_all),
+        multiply_listed=Mock(wraps=many_rows_hopper.multiply_listed),
     )
-    monkeypatch.setattr(many_rows, "hopper", own)
+    monkeypatch.setattr(many_rows, "many_rows_hopper", own)
     return own
 
 
@@ -97,7 +97,7 @@ def test_dense_products_have_the_bits_of_the_kernel_for_every_device(
 
 def test_is_not_for_what_other_devices_have() -> None:
     rows_TD, weight_OD = torch.zeros(1, 64).bfloat16(), torch.zeros(64, 64).bfloat16()
-    assert not products_hopper.is_suited(rows_TD, weight_OD, rows_TD, 1)
+    assert not many_rows_hopper.is_suited(rows_TD, weight_OD, rows_TD, 1)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_is_not_for_what_other_devices_have() -> None:
 def test_is_not_for_what_is_laid_otherwise(
     rows: Tensor, weights: Tensor, out: Tensor, num_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products_hopper, "is_hopper", Mock(return_value=True))
+    monkeypatch.setattr(many_rows_hopper, "is_hopper", Mock(return_value=True))
     fitting_TD, fitting_OD = torch.zeros(8, 256).bfloat16(), torch.zeros(64, 256).bfloat16()
-    assert products_hopper.is_suited(fitting_TD, fitting_OD, torch.zeros(8, 64).bfloat16(), 4)
-    assert not products_hopper.is_suited(rows, weights, out, num_parts)
+    assert many_rows_hopper.is_suited(fitting_TD, fitting_OD, torch.zeros(8, 64).bfloat16(), 4)
+    assert not many_rows_hopper.is_suited(rows, weights, out, num_parts)
 
 
 def other_hopper(error: Exception | None = None) -> SimpleNamespace:
@@ -148,7 +148,7 @@ def test_few_rows_are_not_its(
     num_rows: int, num_calls: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hopper = other_hopper()
-    monkeypatch.setattr(many_rows, "hopper", hopper)
+    monkeypatch.setattr(many_rows, "many_rows_hopper", hopper)
     hidden_TD, (gate_up_E2ID, down_EDI) = (
         normal(num_rows, 64, device, torch.float32),
         weights_of((64, 32, 4, 2), device, torch.float32),
@@ -167,7 +167,7 @@ def test_those_for_every_device_stand_in_for_what_cannot_be_compiled(
     hidden_TD, weight_OD = normal(20, 64, device, torch.float32), normal(32, 64, device, torch.float32)
     expected_TO = linear(hidden_TD[:19], weight_OD)
     hopper = other_hopper(TypeError("of 3 arguments"))
-    monkeypatch.setattr(many_rows, "hopper", hopper)
+    monkeypatch.setattr(many_rows, "many_rows_hopper", hopper)
     for _ in range(2):
         assert torch.equal(linear(hidden_TD, weight_OD)[:19], expected_TO)
     assert hopper.multiply_all.call_count == 1

@@ -18,8 +18,8 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .hopper_softmax import ROWS, SUM_COLUMNS
-from .hopper_warps import (
+from .attention_softmax import ROWS, SUM_COLUMNS
+from .attention_warps import (
     COLUMNS,
     KEYS_EMPTY,
     KEYS_FULL,

@@ -19,7 +19,7 @@ from thinkstream_model.ops import Addend, Parts
 
 from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
-from .many_rows import MIN_ROWS, is_done_by_hopper
+from .many_rows import MIN_ROWS, try_multiply
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
 NUM_PARTS = 4
@@ -161,11 +161,11 @@ def linear_in_parts_reference(hidden_TD: Tensor, weight_OD: Tensor) -> Tensor:
 def _launch(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor, *, num_parts: int) -> None:
     """Multiply into ``out_PTO``, which holds all parts, or one that stands for their sum."""
     assert hidden_TD.stride(1) == 1 and weight_OD.stride(1) == 1
-    if out_PTO.shape[0] == num_parts and few_rows.multiply(hidden_TD, weight_OD, out_PTO):
+    if out_PTO.shape[0] == num_parts and few_rows.try_multiply(hidden_TD, weight_OD, out_PTO):
         return
     (num_rows, depth), num_outputs, device = hidden_TD.shape, weight_OD.shape[0], hidden_TD.device
     parts_each = num_parts // out_PTO.shape[0]
-    if num_rows >= MIN_ROWS and is_done_by_hopper(hidden_TD, weight_OD, out_PTO[0], num_parts=num_parts):
+    if num_rows >= MIN_ROWS and try_multiply(hidden_TD, weight_OD, out_PTO[0], num_parts=num_parts):
         return
     is_narrow = num_rows <= _MAX_NARROW_ROWS
     tile = _narrow_tile(num_rows) if is_narrow else _wide_tile(num_rows, num_outputs, is_sum=parts_each > 1)

@@ -1,4 +1,4 @@
-"""Which products of a few rows take the kernels of ``stream``, if there are any.
+"""Which products of a few rows take the kernels of ``few_rows_hopper``, if there are any.
 
 ``dense``, ``router`` and ``TritonOps`` ask here before they launch their own, which give the same bits.
 
@@ -18,7 +18,7 @@ _MAX_ROWS = 8
 
 hopper_kernels = OptionalGluon("products of a few rows", "a lone job's tokens take a fifth longer")
 with hopper_kernels.importing():
-    from . import stream, stream_experts
+    from . import few_experts_hopper, few_rows_hopper
 
 
 def are_few(hidden_TD: Tensor) -> bool:
@@ -26,7 +26,7 @@ def are_few(hidden_TD: Tensor) -> bool:
     return hopper_kernels.is_usable and hidden_TD.shape[0] <= _MAX_ROWS and _is_kind(hidden_TD)
 
 
-def multiply(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor) -> bool:
+def try_multiply(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor) -> bool:
     """Multiply each row by a matrix, the depth cut into the parts of ``out_PTO``.
 
     The weights must not be written by the launch before this one.
@@ -34,22 +34,23 @@ def multiply(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor) -> bool:
     Returns:
         Whether it is done.
     """
-    if not are_few(hidden_TD) or not stream.is_suited(hidden_TD, weight_OD, out_PTO):
+    if not are_few(hidden_TD) or not few_rows_hopper.is_suited(hidden_TD, weight_OD, out_PTO):
         return False
-    return hopper_kernels.try_launch(stream.multiply, hidden_TD, weight_OD, out_PTO)
+    return hopper_kernels.try_launch(few_rows_hopper.multiply, hidden_TD, weight_OD, out_PTO)
 
 
-def experts(hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor | None:
+def try_experts(hidden_TD: Tensor, slots_TK: Tensor, gate_up_E2ID: Tensor, down_EDI: Tensor) -> Tensor | None:
     """Send each row through its experts; the weights must not be written by the launch before this one.
 
     Returns:
         What ``Ops.experts`` does; None where it is not done.
     """
     operands = hidden_TD, slots_TK, gate_up_E2ID, down_EDI
-    if not are_few(hidden_TD) or not stream_experts.is_suited(*operands):
+    if not are_few(hidden_TD) or not few_experts_hopper.is_suited(*operands):
         return None
     outputs_TKD = hidden_TD.new_empty(*slots_TK.shape, down_EDI.shape[1])
-    return outputs_TKD if hopper_kernels.try_launch(stream_experts.experts, *operands, outputs_TKD) else None
+    is_done = hopper_kernels.try_launch(few_experts_hopper.experts, *operands, outputs_TKD)
+    return outputs_TKD if is_done else None
 
 
 def _is_kind(hidden_TD: Tensor) -> bool:

@@ -16,10 +16,10 @@ MIN_ROWS = 1_024
 
 hopper_kernels = OptionalGluon("products of many rows", "prompts take a fourteenth longer")
 with hopper_kernels.importing():
-    from . import products_hopper as hopper
+    from . import many_rows_hopper
 
 
-def is_done_by_hopper(
+def try_multiply(
     rows: Tensor,
     weights: Tensor,
     out: Tensor,
@@ -43,10 +43,12 @@ def is_done_by_hopper(
     Returns:
         Whether the products are written; nothing is, if not.
     """
-    if not hopper_kernels.is_usable or not hopper.is_suited(rows, weights, out, num_parts):
+    if not hopper_kernels.is_usable or not many_rows_hopper.is_suited(rows, weights, out, num_parts):
         return False
     if lists is None:
-        return hopper_kernels.try_launch(hopper.multiply_all, rows, weights, out, num_parts=num_parts)
+        return hopper_kernels.try_launch(
+            many_rows_hopper.multiply_all, rows, weights, out, num_parts=num_parts
+        )
     return hopper_kernels.try_launch(
-        hopper.multiply_listed, rows, weights, lists, out, pairs_each=pairs_each, is_gated=is_gated
+        many_rows_hopper.multiply_listed, rows, weights, lists, out, pairs_each=pairs_each, is_gated=is_gated
     )

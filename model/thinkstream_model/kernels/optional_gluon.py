@@ -7,7 +7,7 @@ the first launch. Neither is an error, for the kernels in Triton beside them giv
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import ParamSpec
 
@@ -31,7 +31,7 @@ class OptionalGluon:
         self._work, self._loss = work, loss
 
     @contextmanager
-    def importing(self) -> Iterator[None]:
+    def importing(self) -> Generator[None, None, None]:
         """Import them inside; their names are bound only while ``is_usable``."""
         try:
             yield

@@ -83,7 +83,7 @@ def _logits_kernel(
 
 
 @triton.jit(do_not_specialize=("num_rows", "list_length"))
-def pick_kernel(
+def _pick_kernel(
     parts: tl.tensor,
     expert_ids: tl.tensor,
     weights: tl.tensor,
@@ -209,7 +209,7 @@ def route(
     grid = (num_tiles(num_experts, tile.channels), num_parts, num_tiles(num_rows, tile.rows))
     all_experts, device = power_of_2(num_experts), hidden_TD.device
     # Hopper's own kernel for a few rows does not set the counts to zero.
-    if with_lists or not few_rows.multiply(hidden_TD, router_ED, parts_PTE):
+    if with_lists or not few_rows.try_multiply(hidden_TD, router_ED, parts_PTE):
         _logits_kernel[grid](
             hidden_TD, router_ED, parts_PTE, lists and lists.counts_E, num_rows, hidden_TD.stride(0),
             DEPTH=depth, PART=part, PARTS_EACH=_NUM_PARTS // num_parts,
@@ -219,7 +219,7 @@ def route(
             PRECISION=dot_precision(hidden_TD.dtype), STAGES=tile.num_stages, WITH_LISTS=with_lists,
             DEPENDENT=is_dependent(device), num_warps=tile.num_warps, **launch_options(device),
         )  # fmt: skip
-    pick_kernel[(num_rows,)](
+    _pick_kernel[(num_rows,)](
         parts_PTE, expert_ids_TK, weights_TK, lists and lists.counts_E, lists and lists.pairs_EL,
         num_rows, num_rows,
         NUM_PARTS=num_parts, NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts, TOP_K=top_k,

@@ -1,7 +1,7 @@
-"""Which piece of the work a program of ``products_hopper`` takes when.
+"""Which task a program of ``many_rows_hopper`` takes when.
 
-A piece is a block of an expert's rows by a tile of its channels: a tile has one half or two, which lie side
-by side, or where they are gated a gate's and an up's. All pieces stand in one order, and in each turn the
+A task is a block of an expert's rows by a tile of its channels: a tile has one half or two, which lie side
+by side, or where they are gated a gate's and an up's. All tasks stand in one order, and in each turn the
 programs take the next ones, one each.
 """
 
@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 
 NUM_GROUPS = gl.constexpr(3)
 ROWS = gl.constexpr(64)
-"""Of a group: what the tensor cores of its four warps take at once."""
+"""Of a warp group: what the tensor cores of its four warps take at once."""
 BLOCK_ROWS = gl.constexpr(NUM_GROUPS.value * ROWS.value)
 CHANNELS = gl.constexpr(128)
 """Of half a tile; where a sum has parts, of a whole one."""
@@ -32,7 +32,7 @@ def _count_of(
 
 
 @gluon.jit
-def piece_of(
+def task_of(
     turn: gl.tensor,
     expert: gl.tensor,
     before: gl.tensor,
@@ -43,19 +43,19 @@ def piece_of(
     NUM_EXPERTS: gl.constexpr,
     HALVES: gl.constexpr,
 ) -> tuple[gl.tensor, gl.tensor, gl.tensor, gl.tensor, gl.tensor]:
-    """This program's piece of a turn, looked for from the last turn's expert on.
+    """This program's task of a turn, looked for from the last turn's expert on.
 
     An expert's blocks are as few as can be, and of equally many groups, give or take one. From turn to turn
     the programs change places: where all lists are equally long, their smaller blocks would else be the same
     programs' each time.
 
     Returns:
-        The expert, beyond the last one if there is no piece; the pieces before its first; the piece's first
+        The expert, beyond the last one if there is no task; the tasks before its first; the task's first
         row, the end of its rows, and its first channel.
     """
     width: gl.constexpr = CHANNELS if GATED else HALVES * CHANNELS
     num_tiles: gl.constexpr = (WIDTH + width - 1) // width
-    band_pieces: gl.constexpr = _BAND_BLOCKS * num_tiles
+    band_tasks: gl.constexpr = _BAND_BLOCKS * num_tiles
     programs = gl.num_programs(0)
     index = turn * programs + (gl.program_id(0) + turn) % programs
     count = _count_of(expert, counts, NUM_EXPERTS, LISTED)
@@ -65,9 +65,9 @@ def piece_of(
         expert += 1
         count = _count_of(expert, counts, NUM_EXPERTS, LISTED)
         blocks = gl.cdiv(count, BLOCK_ROWS)
-    first_block = (index - before) // band_pieces * _BAND_BLOCKS
+    first_block = (index - before) // band_tasks * _BAND_BLOCKS
     band_blocks = gl.maximum(gl.minimum(blocks - first_block, _BAND_BLOCKS), 1)
-    within = (index - before) % band_pieces
+    within = (index - before) % band_tasks
     block, blocks, groups = first_block + within % band_blocks, gl.maximum(blocks, 1), gl.cdiv(count, ROWS)
     first = block * groups // blocks * ROWS
     end = gl.minimum((block + 1) * groups // blocks * ROWS, count)
@@ -75,7 +75,7 @@ def piece_of(
 
 
 @gluon.jit
-def first_piece(
+def first_task(
     counts: gl.tensor,
     WIDTH: gl.constexpr,
     GATED: gl.constexpr,
@@ -83,9 +83,9 @@ def first_piece(
     NUM_EXPERTS: gl.constexpr,
     HALVES: gl.constexpr,
 ) -> tuple[gl.tensor, gl.tensor, gl.tensor, gl.tensor, gl.tensor]:
-    """``piece_of`` the first turn."""
+    """``task_of`` the first turn."""
     turn, expert, before = 0, 0, 0
-    expert, before, first, end, channel = piece_of(
+    expert, before, first, end, channel = task_of(
         turn, expert, before, counts, WIDTH, GATED, LISTED, NUM_EXPERTS, HALVES
     )
     return expert, before, first, end, channel

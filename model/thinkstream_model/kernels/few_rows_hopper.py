@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .hopper_warps import block_barrier
+from .attention_warps import block_barrier
 from .launch import is_dependent, launch_options
 
 ROWS = gl.constexpr(8)

@@ -1,6 +1,6 @@
 """What the warps of ``attention_prefill_hopper`` do: one fetches, two warp groups of four each multiply.
 
-They share three places for a tile's keys and three for its values. A place has a barrier that says when
+They share three stages for a tile's keys and three for its values. A stage has a barrier that says when
 its tile is there (full), and one that says when both warp groups are done with it (empty).
 
 R rows of a warp group, C width of a head, K keys of a tile, X equal columns.
@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .hopper_softmax import (
+from .attention_softmax import (
     ROWS,
     SCORE_LAYOUT,
     finite,
@@ -36,7 +36,7 @@ block_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 NUM_GROUPS = gl.constexpr(2)
 SPLIT_TILES = gl.constexpr(SPLIT_KEYS.value // TILE_KEYS.value)
 NUM_STAGES = gl.constexpr(3)
-"""Places for a tile: as many as fit into the shared memory beside the queries."""
+"""For a tile's keys, and for its values: as many as fit into the shared memory beside the queries."""
 COLUMNS = gl.constexpr(64)
 """Of a page: what one swizzled row of shared memory holds."""
 
@@ -44,7 +44,7 @@ KEYS_FULL = gl.constexpr(0)
 KEYS_EMPTY = gl.constexpr(NUM_STAGES.value)
 VALUES_FULL = gl.constexpr(2 * NUM_STAGES.value)
 VALUES_EMPTY = gl.constexpr(3 * NUM_STAGES.value)
-"""The first of the places' barriers of each kind."""
+"""The first of the stages' barriers of each kind."""
 
 
 @gluon.jit
@@ -69,8 +69,8 @@ def _fetch_tile(
         row = gl.load(table + first_page + page, mask=is_page, other=0) * BLOCK_SIZE
         row = gl.where(is_page, row, no_row)
         for part in gl.static_range(WIDTH // COLUMNS):
-            place = (stage * (WIDTH // COLUMNS) + part) * PAGES + page
-            tma.async_copy_global_to_shared(cache, [row, column + part * COLUMNS], full, pages.index(place))
+            index = (stage * (WIDTH // COLUMNS) + part) * PAGES + page
+            tma.async_copy_global_to_shared(cache, [row, column + part * COLUMNS], full, pages.index(index))
 
 
 @gluon.jit
@@ -88,7 +88,7 @@ def fetch(
     WIDTH: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
 ) -> None:
-    """One warp's work: each tile into its place, as soon as both warp groups have left it."""
+    """One warp's work: each tile into its stage, as soon as both warp groups have left it."""
     for tile in range(end_tile):
         stage, phase = tile % NUM_STAGES, (tile // NUM_STAGES & 1) ^ 1
         first_page = tile * (TILE_KEYS // BLOCK_SIZE)
@@ -113,7 +113,7 @@ def _begin_scores(q_RC: gl.tensor, key_tiles: gl.tensor, barriers: gl.tensor, ti
 
 @gluon.jit
 def _end_scores(scores_RK: gl.tensor, barriers: gl.tensor, tile: gl.tensor) -> gl.tensor:
-    """Wait for a tile's scores, and leave the places of its keys and of the values before them."""
+    """Wait for a tile's scores, and leave the stages of its keys and of the values before them."""
     scores_RK = warpgroup_mma_wait(0, deps=[scores_RK])
     block_barrier()
     mbarrier.arrive(barriers.index(KEYS_EMPTY + tile % NUM_STAGES), count=1)

@@ -1,4 +1,4 @@
-"""The experts of a few rows on Hopper, in the manner of ``stream`` and without lists.
+"""The experts of a few rows on Hopper, in the manner of ``few_rows_hopper`` and without lists.
 
 A program is a pair's and some channels', and has work to do only if no pair before has the same expert; it
 then does all of that expert's pairs. Which experts are wanted the second product knows before it waits.
@@ -14,9 +14,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .hopper_warps import block_barrier
-from .launch import is_dependent, launch_options
-from .stream import (
+from .attention_warps import block_barrier
+from .few_rows_hopper import (
     CHANNELS,
     COLUMNS,
     DEPTH,
@@ -30,6 +29,7 @@ from .stream import (
     is_whole,
     multiply_tiles,
 )
+from .launch import is_dependent, launch_options
 from .tiles import power_of_2
 
 _STAGES = 4

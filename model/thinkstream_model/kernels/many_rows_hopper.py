@@ -1,8 +1,8 @@
 """Products of many rows on Hopper, where some warps fetch while the others multiply.
 
 The same as those of ``experts`` and of ``dense`` bit for bit, in five sixths of the time. A program stays on
-its processor and takes one piece of the work after the other; see ``product_warps``. A group of warps has 64
-rows of a piece, and where a list has none left for it, it rests.
+its processor and takes one task after the other; see ``product_warps``. A warp group has 64 rows of a task,
+and where a list has none left for it, it rests.
 
 T rows, D depth, O channels, E experts, P pairs of a row and an expert.
 """
@@ -21,9 +21,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.ops import ExpertLists
 
-from .hopper_warps import block_barrier
+from .attention_warps import block_barrier
 from .launch import is_dependent, is_hopper, launch_options
-from .product_pieces import CHANNELS, NUM_GROUPS, ROWS
+from .product_tasks import CHANNELS, NUM_GROUPS, ROWS
 from .product_warps import DEPTH_STEP, NUM_LOADERS, fetch, multiply
 
 _TILE_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -53,7 +53,7 @@ def _products_kernel(
     LOADER_REGISTERS: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ) -> None:
-    """Every so many pieces of the work."""
+    """Every so many tasks."""
     # A sum of parts needs a second accumulator, so that a tile has one half; else as many steps in flight
     # as fit into the shared memory.
     HALVES: gl.constexpr = 2 if NUM_PARTS == 1 else 1
@@ -61,7 +61,7 @@ def _products_kernel(
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     row_tiles = gl.allocate_shared_memory(gl.bfloat16, [NUM_STAGES * NUM_GROUPS, ROWS, DEPTH_STEP], layout)
     weight_tiles = gl.allocate_shared_memory(gl.bfloat16, [NUM_STAGES * HALVES, CHANNELS, DEPTH_STEP], layout)
-    ways = gl.allocate_shared_memory(gl.bfloat16, [NUM_GROUPS, ROWS, CHANNELS], layout)
+    out_tiles = gl.allocate_shared_memory(gl.bfloat16, [NUM_GROUPS, ROWS, CHANNELS], layout)
     barriers = gl.allocate_shared_memory(gl.int64, [2 * NUM_STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(NUM_STAGES):
         mbarrier.init(barriers.index(stage), count=NUM_LOADERS + 1 if LISTED else 1)
@@ -74,11 +74,11 @@ def _products_kernel(
     tiles, lists = (row_tiles, weight_tiles, barriers), (counts, pairs, list_length)
     gl.warp_specialize(
         [
-            (multiply, (0, tiles, ways, lists, out,
+            (multiply, (0, tiles, out_tiles, lists, out,
                         DEPTH, WIDTH, GATED, LISTED, NUM_PARTS, NUM_EXPERTS, HALVES, NUM_STAGES)),
-            (multiply, (1, tiles, ways, lists, out,
+            (multiply, (1, tiles, out_tiles, lists, out,
                         DEPTH, WIDTH, GATED, LISTED, NUM_PARTS, NUM_EXPERTS, HALVES, NUM_STAGES)),
-            (multiply, (2, tiles, ways, lists, out,
+            (multiply, (2, tiles, out_tiles, lists, out,
                         DEPTH, WIDTH, GATED, LISTED, NUM_PARTS, NUM_EXPERTS, HALVES, NUM_STAGES)),
             (fetch, (rows, weights, tiles, lists, rows_stride,
                      DEPTH, WIDTH, GATED, LISTED, PAIRS_EACH, NUM_EXPERTS, HALVES, NUM_STAGES)),
