@@ -5,6 +5,7 @@ T tokens of the step, B sequences, M blocks in the longest block table, S rows w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,3 +41,8 @@ class StepInputs:
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     has_padding: bool = False
+
+
+def count_decodes(query_lens: Sequence[int]) -> int:
+    """Sequences of one token, of those that stand before the first with more."""
+    return next((row for row, num_tokens in enumerate(query_lens) if num_tokens > 1), len(query_lens))

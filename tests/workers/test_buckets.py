@@ -5,11 +5,11 @@ import pytest
 from thinkstream_workers.buckets import (
     MAX_PROMPT_TOKENS,
     MAX_PROMPTS,
+    PROMPT_BUCKETS,
     Bucket,
     bucket_rows,
     most_sequences,
     most_tokens,
-    prompt_buckets,
     rows_beside_prompts,
     sequence_counts,
 )
@@ -77,7 +77,7 @@ def test_buckets_of_prompts_waste_a_quarter_at_most_behind_256_tokens() -> None:
     for num_tokens in range(2, MAX_PROMPT_TOKENS + 1):
         bucket = Bucket.of((num_tokens,), (num_tokens,), "none", longest=5_000)
         assert bucket is not None
-        assert bucket.num_prompt_tokens in prompt_buckets()
+        assert bucket.num_prompt_tokens in PROMPT_BUCKETS
         assert num_tokens <= bucket.num_prompt_tokens < max(num_tokens * 1.25, num_tokens + 64)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from thinkstream_model.inputs import count_decodes
 from thinkstream_model.step_sizes import PROMPT_TOKENS, SPLIT_KEYS
 
 from .step_arrays import StepLengths
@@ -17,10 +18,11 @@ MAX_PROMPTS = 8
 tokens costs nothing that would be worth a bucket of its own."""
 MAX_PROMPT_TOKENS = 1_024
 """Tokens of these prompts; more keep the device busy while the host launches."""
-_PROMPT_TOKENS: tuple[int, ...] = (
+PROMPT_BUCKETS: tuple[int, ...] = (
     *range(PROMPT_TOKENS, 512, PROMPT_TOKENS),
     *range(512, MAX_PROMPT_TOKENS + 1, 128),
 )
+"""Tokens of the buckets of prompts."""
 
 _ROWS: tuple[int, ...] = (
     *range(1, 9),
@@ -38,7 +40,7 @@ context. One that finds no keys still takes its turn, and many splits rule out t
 _CONTEXT_BESIDE_PROMPTS = 1_024
 """The same beside prompts: such steps take long enough not to notice, and their buckets are many enough."""
 
-Sampling = Literal["filtered", "unfiltered", "none"]
+GraphEnd = Literal["filtered", "unfiltered", "none"]
 """What a graph does behind the logits: sample, with filters or without; or leave it to who replays it."""
 
 
@@ -50,25 +52,25 @@ class Bucket(NamedTuple):
         decode_context: Keys of the longest of them at most.
         num_prompt_tokens: Tokens of all prompts behind them, padding included; 0 without prompts.
         prompt_context: Keys of the longest prompt at most.
-        sampling: How far the graph goes.
+        end: How far the graph goes.
     """
 
     num_decodes: int
     decode_context: int
     num_prompt_tokens: int
     prompt_context: int
-    sampling: Sampling
+    end: GraphEnd
 
     @classmethod
     def of(
-        cls, query_lens: Sequence[int], context_lens: Sequence[int], sampling: Sampling, *, longest: int
+        cls, query_lens: Sequence[int], context_lens: Sequence[int], end: GraphEnd, *, longest: int
     ) -> Bucket | None:
         """The smallest one that holds a step; None for a step of more prompts than gain by a graph.
 
         Args:
             query_lens: Tokens of each sequence: decodes', then prompts'.
             context_lens: Keys of each.
-            sampling: How far the graph goes.
+            end: How far the graph goes.
             longest: Keys that any sequence may have. A prompt's attention does not follow from its bucket's
                 context, so one bucket does for all.
         """
@@ -79,11 +81,11 @@ class Bucket(NamedTuple):
         context = max(context_lens[:num_decodes], default=0)
         if not num_prompts:
             context = _doubled_to(context, _CONTEXT_TOKENS, longest)
-            return cls(bucket_rows(num_decodes), context, 0, 0, sampling)
+            return cls(bucket_rows(num_decodes), context, 0, 0, end)
         if num_decodes:
             num_decodes = rows_beside_prompts(num_decodes)
             context = _doubled_to(context, _CONTEXT_BESIDE_PROMPTS, longest)
-        return cls(num_decodes, context, _prompt_bucket(num_prompt_tokens), longest, sampling)
+        return cls(num_decodes, context, _prompt_bucket(num_prompt_tokens), longest, end)
 
     @property
     def num_tokens(self) -> int:
@@ -109,16 +111,6 @@ class Bucket(NamedTuple):
             context_lens=(self.decode_context,) * decodes + (self.prompt_context,) * prompts,
             has_padding=prompts > 0,
         )
-
-
-def count_decodes(query_lens: Sequence[int]) -> int:
-    """Sequences of one token, of those that stand before the first with more."""
-    return next((row for row, num_tokens in enumerate(query_lens) if num_tokens > 1), len(query_lens))
-
-
-def prompt_buckets() -> tuple[int, ...]:
-    """Tokens of the buckets of prompts."""
-    return _PROMPT_TOKENS
 
 
 def bucket_rows(num_rows: int) -> int:
@@ -156,7 +148,7 @@ def most_tokens(max_num_seqs: int, max_num_batched_tokens: int) -> int:
 
 
 def _prompt_bucket(num_tokens: int) -> int:
-    return next(size for size in _PROMPT_TOKENS if size >= num_tokens)
+    return next(size for size in PROMPT_BUCKETS if size >= num_tokens)
 
 
 def _doubled_to(context: int, least: int, longest: int) -> int:

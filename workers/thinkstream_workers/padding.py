@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .buckets import Bucket, count_decodes
+from thinkstream_model.inputs import count_decodes
+
+from .buckets import Bucket
 from .step_arrays import Array
 
 

@@ -18,7 +18,7 @@ from thinkstream_model.sampler import Sampled
 from thinkstream_model.thinker import Thinker
 
 from .batch import Batch, SampledTokens
-from .buckets import Bucket, Sampling, most_sequences
+from .buckets import Bucket, GraphEnd, most_sequences
 from .device_errors import is_fatal
 from .packing import send
 from .readback import listed, logprobs_of, to_host
@@ -103,7 +103,7 @@ class ModelRunner:
             tensors = self._send(inputs | sampling)  # host -> device, one copy
             logits_SV = self._forward(tensors, StepLengths(batch.query_lens, batch.context_lens))
             sampled = self._sample(logits_SV, tensors, hints) if batch.sampled else None
-        elif bucket.sampling == "none":
+        elif bucket.end == "none":
             self._graphs.run(inputs, bucket)
             logits_SV = self._logits_BV[: len(batch.sampled)]
             sampled = self._sample(logits_SV, self._send(sampling), hints)
@@ -131,10 +131,10 @@ class ModelRunner:
     def _do_captured(self, tensors: dict[str, Tensor], bucket: Bucket) -> None:
         """Does what a graph holds: a step from the newest ids to the next ones, or to its logits."""
         logits_BV = self._forward(tensors, bucket.lengths)
-        if bucket.sampling == "none":
+        if bucket.end == "none":
             self._logits_BV[: bucket.num_sequences].copy_(logits_BV)
         else:
-            hints = SamplingHints(unfiltered=bucket.sampling == "unfiltered")
+            hints = SamplingHints(unfiltered=bucket.end == "unfiltered")
             self._sample(logits_BV, tensors, hints)
 
     def _forward(self, tensors: dict[str, Tensor], lengths: StepLengths) -> Tensor:
@@ -153,10 +153,10 @@ class ModelRunner:
         """The bucket of a step that may be a graph: each sequence gets a token."""
         if len(batch.sampled) < len(batch.sequences):
             return None
-        sampling: Sampling = "none"
+        end: GraphEnd = "none"
         if batch.is_plain:
-            sampling = "unfiltered" if hints.unfiltered else "filtered"
-        return Bucket.of(batch.query_lens, batch.context_lens, sampling, longest=self._max_context)
+            end = "unfiltered" if hints.unfiltered else "filtered"
+        return Bucket.of(batch.query_lens, batch.context_lens, end, longest=self._max_context)
 
     def _send(self, arrays: dict[str, Array]) -> dict[str, Tensor]:
         return send(arrays, self._thinker.device)

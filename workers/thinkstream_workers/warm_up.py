@@ -12,7 +12,7 @@ from thinkstream_client.errors import ServiceUnavailable
 from thinkstream_client.records import JobRef
 from thinkstream_model.dry_steps import doubling
 
-from .buckets import MAX_PROMPT_TOKENS, prompt_buckets
+from .buckets import MAX_PROMPT_TOKENS, PROMPT_BUCKETS
 from .engine import Engine
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey, SequenceEnd, Submit
@@ -96,7 +96,7 @@ class WarmUp:
             for num_rows in (1, num_seqs):
                 self._do([self._prompt(num_tokens), *[_SHORT] * (num_rows - 1)])
         longer = doubling(MAX_PROMPT_TOKENS, min(step_tokens, self._engine.max_context))
-        for num_tokens in (*prompt_buckets(), *prompt_buckets(), *longer):  # captured the second time
+        for num_tokens in (*PROMPT_BUCKETS, *PROMPT_BUCKETS, *longer):  # captured the second time
             self._do([self._prompt(num_tokens)], _ONE_TOKEN)
 
     def size_step(self, lease_ms: int, *, num_seqs: int, usual_tokens: int) -> None:
