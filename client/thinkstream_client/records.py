@@ -143,7 +143,7 @@ class Request:
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
         if len(given) != 1:
-            raise InvalidRequest("prompt", given, "exactly one of prompt, messages and token_ids")
+            raise InvalidRequest("prompt", given or None, "exactly one of prompt, messages and token_ids")
         self._check_types()
         check_integer("grain", self.grain, 1, 1024)
         if not 1 <= self.num_prompt_bytes <= MAX_PROMPT_BYTES:

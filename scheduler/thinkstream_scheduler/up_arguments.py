@@ -158,7 +158,7 @@ class UpArguments:
         allowed = MAX_KV_BYTES if total is None else total // max(1, self.num_replicas)
         if given > allowed:
             raise ConfigError(
-                f"--kv-memory: got {given} bytes, allowed: up to {allowed}"
+                f"--kv-memory: got {_size(given)}, allowed: up to {_size(allowed)}"
                 + (", a replica's share of this machine's memory" if total is not None else "")
             )
 
@@ -168,6 +168,14 @@ class UpArguments:
         if self.dtype is None:
             return 4 if self.device == "cpu" else 2
         return _DTYPES[self.dtype]
+
+
+def _size(num_bytes: int) -> str:
+    """A size in the unit that it fills, rounded down: what is allowed may be given as it is shown."""
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if num_bytes >= 1 << shift:
+            return f"{(num_bytes * 100 >> shift) / 100:g}{unit}"
+    return f"{num_bytes}B"
 
 
 def replica_threads(num_replicas: int) -> int:

@@ -58,7 +58,7 @@ def test_replicas_on_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     assert UpArguments(kv_memory_bytes=4 << 30, num_replicas=2).checked()
     assert UpArguments(kv_memory_bytes=9 << 30, ray_address="elsewhere:6379").checked()
     assert UpArguments(kv_memory_bytes=9 << 30, device="cuda").checked()
-    with pytest.raises(ConfigError, match=r"--kv-memory: got 5368709120 bytes, allowed: up to 4294967296, "):
+    with pytest.raises(ConfigError, match=r"--kv-memory: got 5GiB, allowed: up to 4GiB, "):
         UpArguments(kv_memory_bytes=5 << 30, num_replicas=2).checked()
     monkeypatch.setattr(host_memory, "total_bytes", lambda: None)
     assert UpArguments(kv_memory_bytes=9 << 30).checked()
@@ -77,7 +77,7 @@ def test_memory_is_for_one_block_at_least(device: str, dtype: str | None, dtype_
 
 
 def test_memory_that_no_machine_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^--kv-memory: got \d+ bytes, allowed: up to 17592186044416$"):
+    with pytest.raises(ConfigError, match=r"^--kv-memory: got [\d.]+TiB, allowed: up to 16TiB$"):
         UpArguments(kv_memory_bytes=1 << 45, device="cuda").checked()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -29,10 +30,12 @@ from thinkstream_client.files.jsonl import read_lines, result_line
 
 from . import options
 from .batch_run import BatchRun
-from .output import duration, notes, print_json, print_note
+from .output import counted, duration, no_replica, notes, print_json, print_note
 from .result_file import ResultFile
 
-Source = Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests.", show_default=False)]
+Source = Annotated[
+    Path, typer.Argument(metavar="IN.jsonl", help="Requests; - reads them from stdin.", show_default=False)
+]
 Target = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Results.", show_default=False)
 ]
@@ -82,7 +85,7 @@ def batch(
             items = _missing(lines, out)
             out.forget_refusals({item.custom_id for item in items})
             if items and not has_replica:
-                print_note("no replica is alive: the jobs wait in the queue")
+                print_note(f"{no_replica(client.settings)}: the jobs wait in the queue")
             _write_results(run, items, out, is_shown=not as_json)
     if as_json:
         counts = {"done": run.num_done, "failed": run.num_failed, "tokens": run.num_tokens}
@@ -109,10 +112,12 @@ def _print_summary(run: BatchRun, target: Path) -> None:
 def _missing(lines: Sequence[str], out: ResultFile) -> list[BatchItem]:
     items = [item for item in read_lines(lines) if item.custom_id not in out.answered]
     if out.answered:
-        errors = f" ({len(out.failed)} of them errors)" if out.failed else ""
+        errors = f" ({counted(len(out.failed), 'error')} among them)" if out.failed else ""
         again = sum(item.custom_id in out.refused for item in items)
         told = f", {again} of them refused before" if again else ""
-        print_note(f"{len(out.answered)} results are there already{errors}, {len(items)} are missing{told}")
+        are = "is" if len(out.answered) == 1 else "are"
+        there = f"{counted(len(out.answered), 'result')} {are} there already{errors}"
+        print_note(f"{there}, {len(items)} missing{told}")
     return items
 
 
@@ -145,8 +150,9 @@ class _Rate(ProgressColumn):
 
 def _read(source: Path, target: Path) -> list[str]:
     try:
-        data = source.read_bytes()
-        if target.exists() and source.samefile(target):
+        is_stdin = source == Path("-")
+        data = sys.stdin.buffer.read() if is_stdin else source.read_bytes()
+        if not is_stdin and target.exists() and source.samefile(target):
             raise ConfigError(f"{target}: the results would go into the requests; name another file")
         # Lines end with \n alone: Unicode has other line breaks, and JSON allows them inside a text.
         return data.decode("utf-8-sig").split("\n")

@@ -16,7 +16,7 @@ from thinkstream_client.core.compose import new_job_id
 from thinkstream_client.core.history import JobHistory
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.job import Job
-from thinkstream_client.outcome import Finish
+from thinkstream_client.outcome import Finish, Timings, Usage
 from thinkstream_client.protocol.functions import JobInfo
 from thinkstream_client.protocol.read_calls import MAX_LISTED
 from thinkstream_client.records import MAX_TOKENS, PRIORITIES, JobRef
@@ -27,6 +27,7 @@ from .output import (
     describe,
     duration,
     local_time,
+    no_replica,
     print_json,
     print_note,
     print_stream,
@@ -81,7 +82,7 @@ def submit(
         raise typer.BadParameter("the prompt is empty")
     ref = JobRef(tenant, new_job_id() if id is None else id)
     with closing(Client(url, namespace=namespace)) as client:
-        with _telling_what_runs_on(ref):
+        with _telling_what_runs_on(ref, namespace):
             job = client.submit(
                 text if raw else None,
                 messages=None if raw else _chat(system, text),
@@ -94,7 +95,7 @@ def submit(
                 **sampling,
             )
         if not detach:
-            _follow(client, job, as_json=as_json)
+            _follow(client, job, namespace, as_json=as_json)
         elif as_json:
             print_json({"id": job.id, "tenant": job.tenant})
         else:
@@ -119,7 +120,7 @@ def attach(
     with closing(Client(url, namespace=namespace)) as client:
         job = client.job(job_id, tenant=tenant)
         is_over = job.status().is_terminal
-        _follow(client, job, as_json=as_json, from_index=from_index, is_over=is_over)
+        _follow(client, job, namespace, as_json=as_json, from_index=from_index, is_over=is_over)
 
 
 def cancel(
@@ -216,29 +217,42 @@ def _chat(system: str | None, text: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _telling_what_runs_on(ref: JobRef) -> Generator[None]:
+def _telling_what_runs_on(ref: JobRef, namespace: str | None) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print_note(f"interrupted; if the job was taken, it runs on: {_how_to_attach(ref.job_id, ref.tenant)}")
+        how = _how_to_attach(ref.job_id, ref.tenant, namespace)
+        print_note(f"interrupted; if the job was taken, it runs on: {how}")
         raise
 
 
-def _follow(client: Client, job: Job, *, as_json: bool, from_index: int = 0, is_over: bool = False) -> None:
+def _follow(
+    client: Client,
+    job: Job,
+    namespace: str | None,
+    *,
+    as_json: bool,
+    from_index: int = 0,
+    is_over: bool = False,
+) -> None:
+    does = "runs on"
     try:
         if not is_over and not client.replicas():
-            print_note("no replica is alive: the job waits in the queue")
+            does = "waits in the queue"
+            print_note(f"{no_replica(client.settings)}: job {job.id} {does}")
         if as_json:
             _print_result(job)
         else:
             print_note(describe(print_stream(job.stream(from_index))))
     except KeyboardInterrupt:
-        print_note(f"detached; the job runs on: {_how_to_attach(job.id, job.tenant)}")
+        print_note(f"detached; the job {does}: {_how_to_attach(job.id, job.tenant, namespace)}")
         raise
 
 
-def _how_to_attach(job_id: str, tenant: str) -> str:
-    return f"thinkstream attach {job_id}" + ("" if tenant == "default" else f" --tenant {tenant}")
+def _how_to_attach(job_id: str, tenant: str, namespace: str | None) -> str:
+    whose = "" if tenant == "default" else f" --tenant {tenant}"
+    where = "" if namespace is None else f" --namespace {namespace}"
+    return f"thinkstream attach {job_id}{whose}{where}"
 
 
 def _print_result(job: Job) -> None:
@@ -287,10 +301,10 @@ def _rows_of_end(finish: Finish | None) -> dict[str, str]:
         "first token": timings.first_token_ms,
         "decode": timings.decode_ms,
     }
-    return {
-        "usage": f"{prompt}, {usage.completion_tokens} result",
-        "timings": ", ".join(f"{name} {duration(ms)}" for name, ms in times.items()),
-    }
+    told = f"{prompt}, {usage.completion_tokens} result"
+    timed = ", ".join(f"{name} {duration(ms)}" for name, ms in times.items())
+    # Where nobody but the queue was there at the end, as of a cancelled job, neither is known.
+    return {"usage": told if usage != Usage() else "", "timings": timed if timings != Timings() else ""}
 
 
 def _between(begin_ms: int | None, end_ms: int | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from thinkstream_client.core.history import JobHistory
 from thinkstream_client.errors import RecordInvalid, RequestError, ThinkstreamError
-from thinkstream_client.outcome import JobFailure, JobResult
+from thinkstream_client.outcome import JobFailure, JobResult, Timings, Usage
 from thinkstream_client.protocol.functions import (
     Backlog,
     DeadLetter,
@@ -54,8 +54,8 @@ def job_object(info: JobInfo, history: JobHistory) -> dict[str, Any]:
         "payload_bytes": None if info.payload is None else len(info.payload),
         "sampling": _sampling(info.note),
         "error": _failure(info.failure),
-        "usage": None if end is None else dataclasses.asdict(end.usage),
-        "timings": None if end is None else dataclasses.asdict(end.timings),
+        "usage": None if end is None or end.usage == Usage() else dataclasses.asdict(end.usage),
+        "timings": None if end is None or end.timings == Timings() else dataclasses.asdict(end.timings),
         "tenures": [dataclasses.asdict(one) for one in history.tenures],
     }
 

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from thinkstream_client.client import Client
 from thinkstream_client.core.service import MAX_CAP
+from thinkstream_client.errors import RequestError
 from thinkstream_client.protocol.functions import SessionInfo, TenantInfo
 
 from . import options
 from .objects import queues_object, replica_object, tenant_object
-from .output import console, print_json, print_note, print_table
+from .output import console, counted, print_json, print_note, print_table
 
 _CAP = options.integer(0, MAX_CAP)
 TenantName = Annotated[str, typer.Argument(help="Its name.", show_default=False)]
@@ -102,7 +103,11 @@ def tenant_set(
     max_tokens_per_s: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens-per-s", help="On average.", metavar="INT", parser=_CAP, show_default=False
+            "--max-tokens-per-s",
+            help="On average; up to 10 s of it at once, and jobs that run go on.",
+            metavar="INT",
+            parser=_CAP,
+            show_default=False,
         ),
     ] = None,
     as_json: options.Json = False,
@@ -136,7 +141,12 @@ def tenant_drop(
     Example: `thinkstream tenant drop research`
     """
     with closing(Client(url, namespace=namespace)) as client:
-        _print_tenant(client.tenant_drop(tenant), as_json)
+        former = next((one for one in client.status().tenants if one.tenant == tenant), None)
+        now = client.tenant_drop(tenant)
+    # Of a tenant without settings the queue knows its jobs alone.
+    if former is None or (former == now and (now.num_queued or now.num_running)):
+        raise RequestError(f"tenant {tenant}: it had no settings")
+    _print_tenant(now, as_json)
 
 
 def tenant_list(
@@ -144,7 +154,7 @@ def tenant_list(
     url: options.Url = None,
     namespace: options.Namespace = None,
 ) -> None:
-    """Lists the tenants that have settings or jobs, with weights and caps.
+    """Lists the tenants that have settings, or waiting or running jobs, with weights and caps.
 
     Example: `thinkstream tenant list --json`
     """
@@ -193,8 +203,8 @@ def _print_queues(queues: dict[str, Any]) -> None:
         table.add_row(name, str(found["waiting"]), str(found["again"]))
     console.print()
     print_table(table)
-    retrying, dead = queues["retrying"], queues["dead_letters"]
-    console.print(f"\n{queues['running']} running, {retrying} waiting for a retry, {dead} dead letters")
+    retrying, dead = queues["retrying"], counted(queues["dead_letters"], "dead letter")
+    console.print(f"\n{queues['running']} running, {retrying} waiting for a retry, {dead}")
 
 
 def _print_tenant(tenant: TenantInfo, as_json: bool) -> None:

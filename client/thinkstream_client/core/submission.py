@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from thinkstream_client.errors import InvalidRequest
 from thinkstream_client.keys import Keys, check_name
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.call import Call
@@ -22,6 +24,7 @@ class Submission:
         request: What it asks for.
         priority: Number of its class.
         deadline_at_s: When it is too late, on this process's monotonic clock; None is never.
+        deadline_s: The same as the caller gave it, counted from the submission.
         batch: The batch it belongs to.
         has_ended: Its end was seen. Whoever has seen it does not submit the job again.
     """
@@ -30,6 +33,7 @@ class Submission:
     request: Request
     priority: int = 1
     deadline_at_s: float | None = None
+    deadline_s: float | None = None
     batch: str | None = None
     has_ended: bool = False
 
@@ -38,9 +42,17 @@ class Submission:
         left_ms = None
         if self.deadline_at_s is not None:
             left_ms = round((self.deadline_at_s - time.monotonic()) * 1000)
-        return functions.submit(
+        call = functions.submit(
             keys, self.ref, self.request, priority=self.priority, deadline_ms=left_ms, batch=self.batch
         )
+        return replace(call, parse=lambda reply: self._parsed(call, reply))
+
+    def _parsed(self, call: Call[functions.Submitted], reply: Any) -> functions.Submitted:
+        try:
+            return call.parse(reply)
+        except InvalidRequest:  # of all fields the server looks at the deadline alone
+            allowed = "a time that is not over before the job arrives"
+            raise InvalidRequest("deadline_s", self.deadline_s, allowed) from None
 
     @property
     def is_late(self) -> bool:
@@ -77,5 +89,6 @@ def submission_of(
         request=request,
         priority=priority_number(priority),
         deadline_at_s=None if left_ms is None else time.monotonic() + left_ms / 1000,
+        deadline_s=deadline_s,
         batch=None if batch is None else check_name("batch", batch),
     )

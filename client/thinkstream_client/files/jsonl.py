@@ -55,7 +55,9 @@ def read_lines(lines: Iterable[str]) -> Iterator[BatchItem]:
         if parsed.custom_id in seen:
             # Its error goes by another name: under this one it would stand for the first line's result.
             error = parsed.error or InvalidRequest(
-                f"line {number}: custom_id", parsed.custom_id, "an id of its own"
+                f"line {number}: {_id_field(json.loads(line))}",
+                parsed.custom_id,
+                "an id of its own; this one is there twice",
             )
             parsed = BatchItem(number=number, custom_id=f"{LINE_ID}{number}", error=error)
         seen.add(parsed.custom_id)
@@ -139,8 +141,13 @@ def parse_result(line: str) -> ResultRow | None:
             return None
 
 
+def _id_field(fields: Mapping[str, Any]) -> str:
+    """The field that holds a line's id."""
+    return "custom_id" if "custom_id" in fields or "body" in fields else "id"
+
+
 def _custom_id(fields: Mapping[str, Any], otherwise: str) -> str:
-    name = "custom_id" if "custom_id" in fields or "body" in fields else "id"
+    name = _id_field(fields)
     value = fields.get(name, None if name == "custom_id" else otherwise)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)

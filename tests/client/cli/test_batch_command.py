@@ -83,7 +83,8 @@ def test_bad_lines_get_result_lines(command: Command, worker: Worker, source: Pa
     assert found["good"]["error"] is None and found["good"]["response"]["status_code"] == 200
     errors = {name: row["error"] for name, row in found.items() if row["error"]}
     assert errors.keys() == {"#line-2", "#line-3", "hot", "long", "half", "\ud800"}
-    assert errors["#line-3"]["message"].startswith("line 3: custom_id: got 'good'")
+    assert errors["#line-3"]["message"].startswith("line 3: id: got 'good'")
+    assert errors["#line-3"]["message"].endswith("this one is there twice")
     assert errors["long"]["code"] == "PromptTooLong"
     again = command("batch", source, "-o", target, "--json")
     assert (again.code, again.json["failed"], again.json["already_there"]) == (3, 6, 1)
@@ -130,7 +131,7 @@ def test_repaired_lines_run(
         worker.allow(None)
     ended = command("batch", source, "-o", target)
     assert ended.code == 3
-    assert "1 results are there already, 4 are missing" in ended.err
+    assert "1 result is there already, 4 missing" in ended.err
     found = rows(target)
     assert [name for name, row in found.items() if row["error"]] == ["other"]
     assert found.keys() == {"good", "hot", "long", "fourth", "other"}
@@ -164,7 +165,7 @@ def test_errors_that_are_there_already_are_counted(
     target.write_text(f"{first}\n{json.dumps(failed)}\n")
     ended = command("batch", source, "-o", target)
     assert (ended.code, ended.out) == (3, "")
-    assert ended.err == "2 results are there already (1 of them errors), 0 are missing\n"
+    assert ended.err == "2 results are there already (1 error among them), 0 missing\n"
     ended = command("batch", source, "-o", target, "--json")
     assert (ended.code, ended.json["already_failed"], ended.json["failed"]) == (3, 1, 0)
 
@@ -191,10 +192,10 @@ def test_only_what_is_missing_is_submitted(
     target.write_bytes(first.replace(b"!", "\u2028\x85!".encode()))
     write(source, [short("a"), short("b"), short("c")])
     ended = command("batch", source, "-o", target)
-    assert ended.code == 0 and ended.err.startswith("2 results are there already, 1 are missing\n")
+    assert ended.code == 0 and ended.err.startswith("2 results are there already, 1 missing\n")
     assert rows(target).keys() == {"a", "b", "c"} and len(client.jobs()) == 3
     whole = target.read_bytes()
-    assert command("batch", source, "-o", target).err == "3 results are there already, 0 are missing\n"
+    assert command("batch", source, "-o", target).err == "3 results are there already, 0 missing\n"
     assert target.read_bytes() == whole
 
 
@@ -293,7 +294,20 @@ def test_no_replica_is_said(start: Start, source: Path, target: Path, client: Cl
     process = start("batch", source, "-o", target)
     until(client.jobs)
     process.interrupt()
-    assert process.end().err.startswith("no replica is alive: the jobs wait in the queue\n")
+    assert process.end().err.startswith(
+        f"no replica is alive at {client.settings.masked_url}, namespace ts: the jobs wait in the queue\n"
+    )
+
+
+def test_requests_from_stdin(command: Command, worker: Worker, target: Path) -> None:
+    worker.start()
+    given = '{"id": "a", "prompt": "Hello"}\n{"id": "b"}\n'
+    ended = command("batch", "-", "-o", target, stdin=given)
+    assert ended.code == 3
+    assert ended.err.startswith(
+        "line 2: prompt: got None, allowed: exactly one of prompt, messages and token_ids"
+    )
+    assert rows(target).keys() == {"a", "b"}
 
 
 def test_empty_file(command: Command, source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from thinkstream_client import Client, JobStatus, Message, PromptTooLong
+from thinkstream_client.core import submission
 from thinkstream_client.protocol import functions
 from thinkstream_client.protocol.connection import Connection
 from thinkstream_client.records import JobRef
@@ -188,12 +189,39 @@ def test_ctrl_c_on_submit_detaches(start: Start, client: Client, worker: Worker,
 
 def test_ctrl_c_in_the_queue_detaches(start: Start, client: Client) -> None:
     process = start("submit", "Hello", "--json", "-t", "me")
-    assert process.read_note() == "no replica is alive: the job waits in the queue\n"
+    (told, where, queue) = process.read_note().partition(f", namespace {client.settings.namespace}: job ")
+    assert told == f"no replica is alive at {client.settings.masked_url}" and where
     process.interrupt()
     (job,) = client.jobs(tenant="me")
+    assert queue == f"{job.ref.job_id} waits in the queue\n"
     ended = process.end()
     assert (ended.code, ended.out) == (130, "")
-    assert ended.err.endswith(f"detached; the job runs on: thinkstream attach {job.ref.job_id} --tenant me\n")
+    assert ended.err.endswith(
+        f"; the job waits in the queue: thinkstream attach {job.ref.job_id} --tenant me\n"
+    )
+
+
+def test_how_to_attach_names_the_namespace(start: Start) -> None:
+    process = start("submit", "Hello", "--id", "kept", "--namespace", "other")
+    assert ", namespace other: job kept waits in the queue" in process.read_note()
+    process.interrupt()
+    assert process.end().err.endswith(": thinkstream attach kept --namespace other\n")
+
+
+def test_inspect_leaves_out_what_nobody_knows(command: Command, client: Client) -> None:
+    client.submit("Hello", id="gone").cancel()
+    shown = command("inspect", "gone").out
+    assert "cancelled" in shown and "usage" not in shown and "timings" not in shown
+    told = command("inspect", "gone", "--json").json
+    assert (told["usage"], told["timings"]) == (None, None)
+
+
+def test_deadline_that_is_over_at_once_is_named_as_it_was_given(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "deadline_ms", lambda _: -5)
+    line = command("submit", "Hello", "--deadline-s", "0.0001").refused(2)
+    assert "deadline_s: got 0.0001, allowed: a time that is not over" in line
 
 
 def test_reader_that_has_gone(start: Start, worker: Worker) -> None:

@@ -74,8 +74,12 @@ def test_tenant_drop(command: Command, client: Client) -> None:
     command("tenant", "set", "small", "--weight", 2.5, "--max-jobs", 1)
     assert command("tenant", "drop", "small").out == "small: weight 1, no caps\n"
     assert command("tenant", "list").err == "no tenants\n"
+    assert command("tenant", "drop", "small").refused(2) == "thinkstream: tenant small: it had no settings\n"
+    command("tenant", "set", "small", "--weight", 3)
     told = command("tenant", "drop", "small", "--json").json
     assert (told["tenant"], told["weight"]) == ("small", 1)
+    client.submit("Hello", tenant="busy")
+    assert "tenant busy: it had no settings" in command("tenant", "drop", "busy").refused(2)
     assert "tenant: got 'a b'" in command("tenant", "drop", "a b").refused(2)
 
 
@@ -91,6 +95,11 @@ def test_tenant_list(command: Command, client: Client) -> None:
     ]
     told = command("tenant", "list", "--json").json
     assert told == command("status", "--json").json["tenants"]
+
+
+def test_help_of_tenants_says_what_counts(command: Command) -> None:
+    assert "10 s of it at once" in " ".join(command("tenant", "set", "--help").out.replace("│", " ").split())
+    assert "settings, or waiting or running jobs" in " ".join(command("tenant", "list", "--help").out.split())
 
 
 def test_status_says_what_its_columns_are(command: Command) -> None:
