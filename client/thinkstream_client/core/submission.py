@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from thinkstream_client.errors import InvalidRequest
@@ -45,7 +46,7 @@ class Submission:
         call = functions.submit(
             keys, self.ref, self.request, priority=self.priority, deadline_ms=left_ms, batch=self.batch
         )
-        return replace(call, parse=lambda reply: self._parsed(call, reply))
+        return replace(call, parse=partial(self._parsed, call))
 
     def _parsed(self, call: Call[functions.Submitted], reply: Any) -> functions.Submitted:
         try:

@@ -219,7 +219,10 @@ def test_inspect_leaves_out_what_nobody_knows(command: Command, client: Client) 
 def test_deadline_that_is_over_at_once_is_named_as_it_was_given(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "deadline_ms", lambda _: -5)
+    def already_over(deadline_s: float | None) -> int:
+        return -5
+
+    monkeypatch.setattr(submission, "deadline_ms", already_over)
     line = command("submit", "Hello", "--deadline-s", "0.0001").refused(2)
     assert "deadline_s: got 0.0001, allowed: a time that is not over" in line
 

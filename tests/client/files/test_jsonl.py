@@ -120,7 +120,7 @@ def test_other_lines_run_on() -> None:
     lines = list(read_lines(['{"id": "a", "prompt": "x"}', "", "oops", '{"id": "a", "prompt": "y"}']))
     assert [line.number for line in lines] == [1, 3, 4]
     assert [line.error is None for line in lines] == [True, False, False]
-    assert lines[2].error is not None and lines[2].error.field == "line 4: custom_id"
+    assert lines[2].error is not None and lines[2].error.field == "line 4: id"
 
 
 def test_every_line_has_a_name_of_its_own() -> None:
@@ -133,7 +133,7 @@ def test_every_line_has_a_name_of_its_own() -> None:
         "line 2: id",
         None,
         "line 4: prompt",
-        "line 5: custom_id",
+        "line 5: id",
     ]
     named_as_we_did = parse(7, id="#line-7", prompt="x")
     assert (named_as_we_did.custom_id, named_as_we_did.error) == ("#line-7", None)
