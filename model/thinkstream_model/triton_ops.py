@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ThinkerConfig
-from .inputs import StepInputs
+from .inputs import StepInputs, count_decodes
 from .kernels import few_rows
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
@@ -147,9 +147,7 @@ class TritonAttention:
     ) -> None:
         self._inputs, self._kv, self._rotary, self._arrivals_X = inputs, kv, rotary, arrivals_X
         self._eps = config.rms_norm_eps
-        self._num_decodes = next(
-            (b for b, n in enumerate(inputs.query_lens) if n > 1), len(inputs.query_lens)
-        )
+        self._num_decodes = count_decodes(inputs.query_lens)
         self._max_context = max(inputs.context_lens[: self._num_decodes], default=0)
         self._max_query_len = max(inputs.query_lens[self._num_decodes :], default=0)
         if self._max_query_len:

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from thinkstream_model.device_ops import ops_for
-from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_model.thinker import Thinker, random_weights
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.sampling import ResolvedSampling
 
@@ -50,7 +50,7 @@ def main() -> None:
     bytes_per_s, sampling = read_bandwidth(), _resolved(args.sampling, args.logprobs)
     print(json.dumps({"card": torch.cuda.get_device_name(), "read_TB_per_s": bytes_per_s / 1e12}), flush=True)
     began_s = time.perf_counter()
-    weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
+    weights = random_weights(released_config(args.layers), device="cuda", dtype=torch.bfloat16)
     device = weights.embedding_VD.device
     ops = ops_for(weights.config, device)
     counting = CountingExchange(ops, weights.config.num_experts)

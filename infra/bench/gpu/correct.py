@@ -30,7 +30,7 @@ from thinkstream_model.parameters import (
     MoeWeights,
     ThinkerWeights,
 )
-from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_model.thinker import Thinker, random_weights
 from thinkstream_model.torch_ops import TorchOps
 from thinkstream_model.triton_ops import TritonOps
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     args = parser.parse_args()
     config = released_config(args.layers)
-    weights = random_thinker(config, device="cuda", dtype=torch.bfloat16).weights
+    weights = random_weights(config, device="cuda", dtype=torch.bfloat16)
     device = weights.embedding_VD.device
     upcast = dataclasses.replace(
         weights,

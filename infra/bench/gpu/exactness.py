@@ -18,7 +18,7 @@ import torch
 
 from thinkstream_model.device_ops import ops_for
 from thinkstream_model.ops import Ops
-from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_model.thinker import Thinker, random_weights
 from thinkstream_model.torch_ops import TorchOps
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.sampling import ResolvedSampling
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--paths", default="kernels,plain torch", help="by commas")
     args = parser.parse_args()
     config = released_config(args.layers)
-    weights = random_thinker(config, device="cuda", dtype=torch.bfloat16).weights
+    weights = random_weights(config, device="cuda", dtype=torch.bfloat16)
     device = weights.embedding_VD.device
     paths: dict[str, tuple[Ops, int]] = {
         "kernels": (ops_for(config, device), args.tokens),

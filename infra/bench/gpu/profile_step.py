@@ -24,7 +24,7 @@ from thinkstream_model.generation import GenerationDefaults
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.sampler import SamplingInputs
-from thinkstream_model.thinker import Thinker, random_thinker
+from thinkstream_model.thinker import Thinker, random_weights
 from thinkstream_workers.step_graphs import CudaCapture, Graph
 
 from .ceilings import read_bandwidth, timed_events
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
     args = parser.parse_args()
     bytes_per_s = read_bandwidth()
-    weights = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16).weights
+    weights = random_weights(released_config(args.layers), device="cuda", dtype=torch.bfloat16)
     device = weights.embedding_VD.device
     ops = ops_for(weights.config, device)
     counting = CountingExchange(ops, weights.config.num_experts)
