@@ -20,10 +20,10 @@ from .kernels import few_rows
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
 from .kernels.dense import linear, linear_in_parts
-from .kernels.experts import down, gate_up
+from .kernels.experts import experts
 from .kernels.norm import add_rms_norm, rms_norm
 from .kernels.prologue import attention_prologue
-from .kernels.router import lists_of, route
+from .kernels.router import route
 from .kernels.sampling import sample_tokens
 from .kv_cache import KVCache
 from .ops import Addend, ExpertLists, Parts, Routing
@@ -98,14 +98,7 @@ class TritonOps:
         lists: ExpertLists | None = None,
     ) -> Tensor:
         """See ``Ops.experts``. An expert's weights are read once, and only if it has rows."""
-        outputs_TKD = few_rows.try_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
-        if outputs_TKD is not None:
-            return outputs_TKD
-        if lists is None:
-            lists = lists_of(slots_TK, gate_up_E2ID.shape[0])
-        top_k = slots_TK.shape[1]
-        inner_PI = gate_up(hidden_TD, gate_up_E2ID, lists, top_k)
-        return down(inner_PI, down_EDI, lists, top_k)
+        return experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI, lists)
 
     def combine(self, outputs_TKD: Tensor, weights_TK: Tensor) -> Addend:
         """See ``Ops.combine``."""

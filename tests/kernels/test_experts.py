@@ -7,7 +7,13 @@ import torch
 from tests.kernels.support import assert_close, normal
 from torch import Tensor
 
-from thinkstream_model.kernels.experts import down, down_reference, gate_up, gate_up_reference
+from thinkstream_model.kernels.experts import (
+    down,
+    down_reference,
+    experts,
+    gate_up,
+    gate_up_reference,
+)
 from thinkstream_model.kernels.router import lists_of
 
 FULL = (2048, 768, 128, 8)
@@ -38,6 +44,23 @@ def ids_of(num_rows: int, shape: Shape, device: torch.device, *, skew: float = 0
 @pytest.mark.parametrize("shape", SHAPES)
 def test_experts(device: torch.device, dtype: torch.dtype, shape: Shape, num_rows: int, skew: float) -> None:
     check_experts(device, dtype, shape, num_rows, skew)
+
+
+@pytest.mark.parametrize("num_rows", [3, 20])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_halves_together(device: torch.device, dtype: torch.dtype, shape: Shape, num_rows: int) -> None:
+    width, _, num_experts, top_k = shape
+    gate_up_E2ID, down_EDI = weights_of(shape, device, dtype)
+    hidden_TD, slots_TK = normal(num_rows, width, device, dtype), ids_of(num_rows, shape, device)
+    slots_TK[0, 0], slots_TK[-1, -1] = -1, num_experts  # nobody's
+    lists = lists_of(slots_TK, num_experts)
+    inner_PI = gate_up_reference(hidden_TD, gate_up_E2ID, lists, top_k)
+    expected_TKD = down_reference(inner_PI, down_EDI, lists, top_k)
+    is_here_TK = (slots_TK >= 0) & (slots_TK < num_experts)
+    for given in (lists, None):
+        outputs_TKD = experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI, given)
+        assert outputs_TKD.shape == expected_TKD.shape
+        assert_close(outputs_TKD[is_here_TK], expected_TKD[is_here_TK])
 
 
 @pytest.mark.gpu

@@ -3,7 +3,8 @@
 A program takes an expert and some of its channels and goes through the expert's rows; the weights are the
 tensor cores' left operand, whose 64 rows they always fill, while an expert's rows are few. Lists come in
 any order and any length: a row of a tile knows nothing of its place. Rows are written in the order of
-pairs, so that nothing has to be sorted back. Hopper has a kernel of its own for many rows.
+pairs, so that nothing has to be sorted back. Hopper has kernels of its own for few rows, which need no
+lists, and for many.
 
 T rows, D width, E experts, K experts a row, I inner width, P = T * K pairs, L pairs of one expert at most.
 """
@@ -18,8 +19,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.ops import ExpertLists
 
+from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
 from .many_rows import MIN_ROWS, try_multiply
+from .router import lists_of
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
 
@@ -132,6 +135,34 @@ def _down_kernel(
             inside &= (channels < WIDTH)[:, None]
         places = outputs + pair[None, :] * WIDTH + channels[:, None]
         tl.store(places, total.to(outputs.dtype.element_ty), mask=inside)
+
+
+def experts(
+    hidden_TD: Tensor,
+    slots_TK: Tensor,
+    gate_up_E2ID: Tensor,
+    down_EDI: Tensor,
+    lists: ExpertLists | None = None,
+) -> Tensor:
+    """Send each row through its experts; the weights must not be written by the launch before this one.
+
+    Args:
+        hidden_TD: The rows.
+        slots_TK: int32, each row's experts; what is not in [0, E) is none.
+        gate_up_E2ID: Per expert, gate over up.
+        down_EDI: Per expert, down.
+        lists: Which pairs each expert gets, if they are made already.
+
+    Returns:
+        The outputs, not yet weighted, [T, K, D]. What has no expert is left undefined.
+    """
+    outputs_TKD = few_rows.try_experts(hidden_TD, slots_TK, gate_up_E2ID, down_EDI)
+    if outputs_TKD is not None:
+        return outputs_TKD
+    if lists is None:
+        lists = lists_of(slots_TK, gate_up_E2ID.shape[0])
+    top_k = slots_TK.shape[1]
+    return down(gate_up(hidden_TD, gate_up_E2ID, lists, top_k), down_EDI, lists, top_k)
 
 
 def gate_up(hidden_TD: Tensor, gate_up_E2ID: Tensor, lists: ExpertLists, top_k: int) -> Tensor:
