@@ -5,7 +5,7 @@ A step that compiled while jobs wait might outlast the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from .kv_cache import KVCache
 from .ops import Ops
 from .parameters import ThinkerWeights
 from .sampler import SamplingInputs
-from .step_sizes import PROMPT_TOKENS, SPLIT_KEYS
+from .step_sizes import PROMPT_TOKENS, SPLIT_KEYS, doubling
 from .thinker import Thinker
 
 _LONG_CONTEXT = 4_096
@@ -125,12 +125,3 @@ class _DrySteps:
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._thinker.device)
-
-
-def doubling(first: int, last: int) -> Iterator[int]:
-    """From the first to the last, each twice the one before; the last alone where the first is beyond it."""
-    number = first
-    while number < last:
-        yield number
-        number *= 2
-    yield last

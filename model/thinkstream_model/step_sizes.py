@@ -6,6 +6,8 @@ even be installed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 SPLIT_KEYS = 256
 """Keys that decode attention takes as one piece; contexts of as many pieces are launched alike.
 
@@ -16,3 +18,12 @@ PROMPT_TOKENS = 64
 """Prompts that get a graph are padded to a multiple, the rows that a tile of the dense products has at most
 where there are few: less would be as much work, and more graphs. No bit follows from it.
 """
+
+
+def doubling(first: int, last: int) -> Iterator[int]:
+    """From the first to the last, each twice the one before; the last alone where the first is beyond it."""
+    number = first
+    while number < last:
+        yield number
+        number *= 2
+    yield last

@@ -61,5 +61,5 @@ def test_measures_a_load_and_two_starts(tmp_path: Path) -> None:
     assert loaded["wrong"] == 0
     assert [start["kernel_cache"] for start in starts] == ["cold", "warm"]
     for start in starts:
-        parts = [start[f"{part}_s"] for part in ("import", "load", "build", "first_step", "rehearse")]
+        parts = [start[f"{part}_s"] for part in ("import", "load", "build", "first_step")]
         assert start["all_s"] > sum(parts) > start["import_s"] > 0.1

@@ -14,7 +14,9 @@ from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_model.triton_ops import TritonOps
 from thinkstream_workers.batch import Batch, SampledTokens
 from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.buckets import Bucket
 from thinkstream_workers.orders import JobKey, Submit
+from thinkstream_workers.rehearsal import blank_batch
 from thinkstream_workers.runner import InFlight, ModelRunner
 from thinkstream_workers.sampling import ResolvedSampling
 from thinkstream_workers.sequence import Sequence as Tokens
@@ -70,6 +72,9 @@ class Side:
         if batch.needs_ids:
             self.collect()
 
+    def rehearse(self, bucket: Bucket) -> None:
+        self._runner.rehearse(blank_batch(bucket), bucket)
+
     def collect(self) -> None:
         if self._in_flight is None:
             return
@@ -120,6 +125,22 @@ def test_prompts_beside_decodes(device: torch.device, lengths: list[int]) -> Non
     capture = PaperCapture()
     plain, captured = both(device, capture, play)
     _assert_same_caches(plain, captured)
+
+
+def test_a_rehearsal_leaves_no_trace_but_graphs(device: torch.device) -> None:
+    capture = PaperCapture()
+
+    def play(side: Side) -> None:
+        sequences = side.sequences([17, 5, 40])
+        side.step(sequences)
+        side.collect()
+        side.rehearse(Bucket(3, 256, 0, 0, "filtered"))
+        side.rehearse(Bucket(2, 512, 64, 512, "filtered"))
+        assert len(capture.graphs) in {0, 2}
+        side.step(sequences)
+
+    _assert_same_caches(*both(device, capture, play))
+    assert [graph.num_replays for graph in capture.graphs] == [2, 1]
 
 
 def _assert_same_caches(plain: Side, captured: Side) -> None:

@@ -9,9 +9,11 @@ from typing import cast
 from thinkstream_workers.batch import Batch, SampledTokens
 from thinkstream_workers.batcher import Batcher
 from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.buckets import Bucket
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.mailboxes import Inbox, Outbox
 from thinkstream_workers.orders import JobKey, Order, SequenceEnd, Started, TokenOut
+from thinkstream_workers.rehearsal import Rehearsal
 from thinkstream_workers.runner import ModelRunner
 from thinkstream_workers.step_arrays import Array, input_arrays
 
@@ -45,6 +47,7 @@ class PaperDevice:
     told: list[Told] = field(default_factory=list[Told])
     num_ahead: int = 0
     num_launches: int = 0
+    rehearsed: list[tuple[int, Bucket]] = field(default_factory=list[tuple[int, Bucket]])
     on_launch: Callable[[Batch], None] = lambda batch: None
     _slots: dict[int, int] = field(default_factory=dict[int, int])
 
@@ -73,6 +76,10 @@ class PaperDevice:
         assert next(other for other in self.told if not other.read) is told
         told.read = True
         return SampledTokens(list(told.ids))
+
+    def rehearse(self, batch: Batch, bucket: Bucket) -> bool:
+        self.rehearsed.append((self.num_launches, bucket))
+        return True
 
     def announce(self, suspect: JobKey | None) -> None:
         assert all(told.read for told in self.told), "its own step is still in flight"
@@ -122,6 +129,7 @@ def play(
     max_num_seqs: int = 4,
     max_context: int = 1000,
     on_launch: Callable[[Batch], None] = lambda batch: None,
+    buckets: Sequence[Bucket] = (),
 ) -> Heard:
     """Runs an engine until nothing is left to do; ``turns[n]`` are the orders that come at its n-th turn."""
     device = PaperDevice(on_launch=on_launch)
@@ -141,9 +149,10 @@ def play(
         if turn > len(turns) and not batcher.has_work:
             engine.stop()
 
+    runner = cast("ModelRunner", device)
     engine = Engine(
-        batcher=batcher, runner=cast("ModelRunner", device), inbox=inbox, outbox=outbox,
-        announce=device.announce, on_turn=on_turn, run_ahead=run_ahead,
+        batcher=batcher, runner=runner, inbox=inbox, outbox=outbox, announce=device.announce,
+        on_turn=on_turn, run_ahead=run_ahead, rehearsal=Rehearsal(runner, buckets),
     )  # fmt: skip
     engine.run()
     return _listen(Heard(device, engine), outbox)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from thinkstream_model.inputs import count_decodes
-from thinkstream_model.step_sizes import PROMPT_TOKENS, SPLIT_KEYS
+from thinkstream_model.step_sizes import PROMPT_TOKENS, SPLIT_KEYS, doubling
 
 from .step_arrays import StepLengths
 
@@ -37,6 +37,8 @@ _CONTEXT_TOKENS = SPLIT_KEYS
 Wider steps would be fewer buckets, but each row and key head has programs for the splits of the bucket's
 context. One that finds no keys still takes its turn, and many splits rule out the kernel for few.
 """
+_USUAL_CONTEXTS = (256, 512, 1_024, 2_048)
+"""Of decodes whose graphs are made before a job asks for them."""
 _CONTEXT_BESIDE_PROMPTS = 1_024
 """The same beside prompts: such steps take long enough not to notice, and their buckets are many enough."""
 
@@ -127,6 +129,28 @@ def rows_beside_prompts(num_rows: int) -> int:
         if rows >= num_rows:
             return rows
     return (num_rows + 127) // 128 * 128
+
+
+def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
+    """Buckets that service meets most, the most wanted first.
+
+    Before all comes the widest, whose graph takes the memory that the others' share; then prompts, and
+    decodes of 1, 2, 4 and so on sequences, as their contexts grow.
+
+    Args:
+        max_num_seqs: Sequences decoded at once.
+        longest: Keys that any sequence may have.
+    """
+
+    def decodes(num_rows: int, context: int) -> Bucket:
+        return Bucket(bucket_rows(num_rows), context, 0, 0, "filtered")
+
+    numbers = [*doubling(1, max_num_seqs)]
+    contexts = [_doubled_to(context, _CONTEXT_TOKENS, longest) for context in _USUAL_CONTEXTS]
+    prompts = [Bucket(0, 0, num_tokens, longest, "filtered") for num_tokens in PROMPT_BUCKETS]
+    widest = decodes(max_num_seqs, contexts[0])
+    all_decodes = [decodes(number, context) for context in contexts for number in numbers]
+    return [*dict.fromkeys([widest, *prompts, *all_decodes])]
 
 
 def sequence_counts(max_num_seqs: int) -> list[int]:

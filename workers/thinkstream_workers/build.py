@@ -15,11 +15,13 @@ from thinkstream_model.thinker import Thinker
 from . import host_memory
 from .batcher import Batcher
 from .block_manager import BlockManager
+from .buckets import usual_buckets
 from .device_memory import reserve_bytes
 from .engine import Engine
 from .engine_config import EngineConfig
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey
+from .rehearsal import Rehearsal
 from .runner import ModelRunner
 from .step_graphs import CudaCapture
 
@@ -72,21 +74,23 @@ def build_engine(
         "KV cache: %d blocks of %d tokens, context of up to %d tokens, up to %d sequences at once",
         num_blocks, config.block_size, max_context, config.slots,
     )  # fmt: skip
+    runner = ModelRunner(
+        thinker,
+        kv,
+        num_valid_ids=num_valid_ids,
+        max_num_seqs=config.slots,
+        max_context=max_context,
+        capture=CudaCapture() if thinker.is_capturable else None,
+    )
     return Engine(
         batcher=batcher,
-        runner=ModelRunner(
-            thinker,
-            kv,
-            num_valid_ids=num_valid_ids,
-            max_num_seqs=config.slots,
-            max_context=max_context,
-            capture=CudaCapture() if thinker.is_capturable else None,
-        ),
+        runner=runner,
         inbox=inbox,
         outbox=outbox,
         announce=announce,
         on_turn=on_turn,
         run_ahead=thinker.device.type != "cpu" if config.run_ahead is None else config.run_ahead,
+        rehearsal=Rehearsal(runner, usual_buckets(config.slots, max_context)),
     )
 
 

@@ -22,6 +22,7 @@ from .batch import Batch, EngineLoad
 from .batcher import Batcher
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, StepOutput
+from .rehearsal import Rehearsal
 from .runner import InFlight, ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Engine:
         on_turn: Called at each turn of the loop and while it waits for room in the outbox, so that others
             see it alive.
         run_ahead: Whether a step is launched before the tokens of the one before it are read.
+        rehearsal: What to do while there is no work; None is nothing.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         announce: Callable[[JobKey | None], None],
         on_turn: Callable[[], None],
         run_ahead: bool = False,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self._batcher = batcher
         self._runner = runner
@@ -60,6 +63,7 @@ class Engine:
         self._announce = announce
         self._on_turn = on_turn
         self._run_ahead = run_ahead
+        self._rehearsal = rehearsal
         self._in_flight: InFlight | None = None
         self._announced: JobKey | None = None
         self._stopping = threading.Event()
@@ -73,6 +77,11 @@ class Engine:
     def max_context(self) -> int:
         """Tokens of prompt and result that one sequence may have here."""
         return self._batcher.max_context
+
+    @property
+    def is_rehearsed(self) -> bool:
+        """Whether nothing is left to do while there is no work; any thread may read it."""
+        return self._rehearsal is None or self._rehearsal.is_over
 
     def limit_step(self, num_tokens: int) -> int:
         """Has later steps take so many tokens at most; returns what holds. Any thread may call it."""
@@ -90,17 +99,24 @@ class Engine:
         """
         while not self._stopping.is_set():
             self._on_turn()
-            if not self._batcher.has_work:
+            is_idle = not self._batcher.has_work
+            if is_idle:
                 self._announce_suspect(None)
-            self._emit(self._batcher.admit(self._inbox.drain(block=not self._batcher.has_work)))
+            self._emit(self._batcher.admit(self._inbox.drain(block=is_idle and self.is_rehearsed)))
             batch = self._batcher.next_batch()
             if batch is None:
                 self._collect_in_flight()
+                self._rehearse()
             else:
                 self._announce_suspect(batch.alone)
                 self._emit(StepOutput(started=list(batch.started)))  # before the step, to be timed
                 self._step(batch)
         self._announce_suspect(None)
+
+    def _rehearse(self) -> None:
+        """Uses a turn without work."""
+        if self._rehearsal is not None and not self._batcher.has_work:
+            self._rehearsal.step()
 
     def _step(self, batch: Batch) -> None:
         """Launches one step, then collects the one before it."""

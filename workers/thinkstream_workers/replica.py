@@ -114,10 +114,8 @@ class Replica:
     def _warm_up(self) -> None:
         warm_up = WarmUp(self._engine, self._inbox, self._outbox, is_stopping=self._stopping.is_set)
         warm_up.run()
-        limits = self._config.engine
-        if self._config.is_on_gpu:
-            warm_up.rehearse(limits.slots, limits.step_tokens)
         if self._config.is_step_measured:
+            limits = self._config.engine
             warm_up.size_step(
                 self._config.lease_ms,
                 num_seqs=limits.slots,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,6 +113,20 @@ class ModelRunner:
             sampled = Sampled(token_ids_B=self._newest_ids_S[: len(batch.sampled)])
         on_host = None if sampled is None else to_host(sampled)  # device -> host, not waited for
         return InFlight(batch=batch, on_host=on_host, is_there=self._record())
+
+    @torch.inference_mode()
+    def rehearse(self, batch: Batch, bucket: Bucket) -> bool:
+        """Does a batch until its bucket has a graph, and keeps nothing: no key is written, no id is read.
+
+        Returns:
+            Whether there was anything to do: not where the bucket was met before, nor where nothing is
+            captured.
+        """
+        if self._graphs is None:
+            return False
+        arrays = input_arrays(batch, self._kv.block_size) | sampling_arrays(batch)
+        arrays["slot_mapping_T"] = np.full_like(arrays["slot_mapping_T"], -1)
+        return self._graphs.prepare(arrays, bucket)
 
     def collect(self, step: InFlight) -> SampledTokens:
         """Waits for a step and returns its tokens. What is raised here has befallen the device."""

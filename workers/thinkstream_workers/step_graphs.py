@@ -132,6 +132,14 @@ class StepGraphs:
         if not self._replay(captured, bucket):
             self._step(captured.tensors, bucket)
 
+    def prepare(self, arrays: Mapping[str, Array], bucket: Bucket) -> bool:
+        """Does steps of a bucket that has had none until it has its graph; tells whether there were any."""
+        if bucket in self._buckets:
+            return False
+        self.run(arrays, bucket)
+        self.run(arrays, bucket)
+        return True
+
     def _remember(self, bucket: Bucket, captured: _Captured) -> None:
         if len(self._buckets) == self._max_graphs:
             self._buckets.popitem(last=False)

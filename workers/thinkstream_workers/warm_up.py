@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 from thinkstream_client.errors import ServiceUnavailable
 from thinkstream_client.records import JobRef
-from thinkstream_model.dry_steps import doubling
 
-from .buckets import MAX_PROMPT_TOKENS, PROMPT_BUCKETS
 from .engine import Engine
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey, SequenceEnd, Submit
@@ -20,20 +16,14 @@ from .sampling import ResolvedSampling
 
 logger = logging.getLogger(__name__)
 
-_REF = JobRef("-", "warm-up")
+_KEY = JobKey(JobRef("-", "warm-up"), 0)
 _POLL_S = 0.02
 _NUM_PROBE_TOKENS = 64
 
-_SHORT = (0, 1)
-_CONTEXTS = (300, 1_100)
-"""Tokens of prompts that are decoded: attention merges the first one's splits, a kernel the other's."""
-
-_FILTERED = ResolvedSampling(max_tokens=4, temperature=0.6, top_k=20, top_p=0.95)
-"""As most jobs want it. Of four tokens the prompt brings one, a bucket's first step the next, its capture and
-a replay the others."""
-_UNFILTERED = ResolvedSampling(max_tokens=4)
-_WITH_EXTRAS = replace(_FILTERED, presence_penalty=0.5, logit_bias={0: 0.5}, logprobs=1)
-_ONE_TOKEN, _TWO_TOKENS = replace(_FILTERED, max_tokens=1), replace(_FILTERED, max_tokens=2)
+_ONE_TOKEN, _TWO_TOKENS = (
+    ResolvedSampling(max_tokens=num_tokens, temperature=0.6, top_k=20, top_p=0.95) for num_tokens in (1, 2)
+)
+"""As most jobs want it."""
 
 
 class WarmUp:
@@ -58,7 +48,6 @@ class WarmUp:
     ) -> None:
         self._engine, self._inbox, self._outbox = engine, inbox, outbox
         self._is_stopping, self._clock = is_stopping, clock
-        self._first_ids = itertools.count()
 
     def run(self) -> None:
         """Has the engine make two tokens, so that the first job does not pay for what first use costs.
@@ -66,38 +55,7 @@ class WarmUp:
         Raises:
             ServiceUnavailable: The engine fails.
         """
-        self._do([_SHORT], _TWO_TOKENS)
-
-    def rehearse(self, num_seqs: int, step_tokens: int) -> None:
-        """Has the engine meet what service meets most, so that few jobs wait for what first use costs.
-
-        Our own kernels need none of it: those of every step are made ready before the weights are read.
-
-        Rehearsed are decodes of 1, 2, 4 and so on sequences, the most of them first, whose graphs take the
-        memory that the others' share; decodes with keys of several splits and with more than 1,024, of one
-        sequence and of all; sampling without filters and with all that a request may ask for; prompts up to
-        the longest step.
-
-        Not rehearsed are graphs of other numbers of rows, of longer contexts, of prompts beside decodes: at
-        the second step of each the engine stops for as long as a capture takes, some tens of milliseconds.
-
-        Args:
-            num_seqs: Sequences decoded at once.
-            step_tokens: Tokens of a step.
-
-        Raises:
-            ServiceUnavailable: The engine fails.
-        """
-        for num_rows in reversed([*doubling(1, num_seqs)]):
-            self._do([_SHORT] * num_rows)
-        for sampling in (_UNFILTERED, _WITH_EXTRAS):
-            self._do([_SHORT] * num_seqs, sampling)
-        for num_tokens in _CONTEXTS:
-            for num_rows in (1, num_seqs):
-                self._do([self._prompt(num_tokens), *[_SHORT] * (num_rows - 1)])
-        longer = doubling(MAX_PROMPT_TOKENS, min(step_tokens, self._engine.max_context))
-        for num_tokens in (*PROMPT_BUCKETS, *PROMPT_BUCKETS, *longer):  # captured the second time
-            self._do([self._prompt(num_tokens)], _ONE_TOKEN)
+        self._do((0, 1), _TWO_TOKENS)
 
     def size_step(self, lease_ms: int, *, num_seqs: int, usual_tokens: int) -> None:
         """Limits the tokens of a step to what takes a quarter of the lease, by the time of a short one.
@@ -115,7 +73,7 @@ class WarmUp:
         """
         num_tokens = min(_NUM_PROBE_TOKENS, usual_tokens, self._engine.max_context - 1)
         began_s = self._clock()
-        self._do([(0, 1) * (num_tokens // 2) + (0,) * (num_tokens % 2)], _ONE_TOKEN)
+        self._do((0, 1) * (num_tokens // 2) + (0,) * (num_tokens % 2), _ONE_TOKEN)
         step_s = self._clock() - began_s
         affordable = affordable_tokens(num_tokens, step_s, lease_ms)
         if affordable >= usual_tokens:
@@ -130,27 +88,19 @@ class WarmUp:
                 lease_ms / 1e3,
             )
 
-    def _prompt(self, num_tokens: int) -> tuple[int, ...]:
-        """So many tokens, or as many as there is room for; it begins as no other, so that it is computed."""
-        num_tokens = min(num_tokens, max(1, self._engine.max_context - _FILTERED.max_tokens))
-        return (next(self._first_ids),) * num_tokens
-
-    def _do(self, prompts: Sequence[tuple[int, ...]], sampling: ResolvedSampling = _FILTERED) -> None:
-        """Has the engine answer prompts that it finds together, cut where they leave no room for a token."""
+    def _do(self, prompt_ids: tuple[int, ...], sampling: ResolvedSampling) -> None:
+        """Has the engine answer a prompt, cut where it leaves no room for a token."""
         longest = self._engine.max_context - 1
-        self._inbox.put_all(
-            Submit(key=JobKey(_REF, number), prompt_ids=prompt_ids[:longest], sampling=sampling)
-            for number, prompt_ids in enumerate(prompts)
-        )
+        self._inbox.put(Submit(key=_KEY, prompt_ids=prompt_ids[:longest], sampling=sampling))
         ends: list[SequenceEnd] = []
-        while len(ends) < len(prompts):
+        while not ends:
             if self._is_stopping():
                 raise ServiceUnavailable("the engine failed at its first step")
             output = self._outbox.get(_POLL_S)
             ends += output.ends if output is not None else []
-        for end in ends:
-            if end.error is not None:
-                raise ServiceUnavailable(f"the engine's first step failed: {end.error.message}")
+        error = ends[0].error
+        if error is not None:
+            raise ServiceUnavailable(f"the engine's first step failed: {error.message}")
 
 
 def affordable_tokens(num_tokens: int, step_s: float, lease_ms: int) -> int:

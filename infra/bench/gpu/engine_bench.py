@@ -77,6 +77,8 @@ class EngineBench:
 
     def __enter__(self) -> EngineBench:
         self._thread.start()
+        while not self.engine.is_rehearsed and self._thread.is_alive():
+            time.sleep(_POLL_S)
         return self
 
     def __exit__(
