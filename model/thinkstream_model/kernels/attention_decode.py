@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .attention_prefill import prefill_attention_reference
-from .launch import dot_precision, is_dependent, launch_options
+from .launch import dot_precision, is_dependent, launch_options, num_processors
 from .running_softmax import (
     SPLIT_KEYS,
     TILE_KEYS,
@@ -152,17 +152,17 @@ def _split_rows(
     return row0_K, cache_rows(table, next_K, next_K < context_len, head, KV_HEADS, BLOCK_SIZE)
 
 
-def _pace(dtype: torch.dtype, num_programs: int) -> tuple[int, int]:
+def _pace(dtype: torch.dtype, device: torch.device, num_programs: int) -> tuple[int, int]:
     """Warps of a program, and how far its loads run ahead; no choice changes a bit of the result.
 
-    Where each program has a multiprocessor of an H100 for itself, all of a split is under way at once; else
-    room for three programs beside each other does more.
+    Where each program has a multiprocessor for itself, all of a split is under way at once; else room for
+    three programs beside each other does more, as measured on an H100.
     """
     if dtype == torch.float32:
         return 8, 1  # for tests: no tensor cores, and little room
     if torch.version.hip:
         return 4, 1
-    return 4, 3 if num_programs <= 132 else 2
+    return 4, 3 if num_programs <= num_processors(device) else 2
 
 
 def _programs_of_row(num_row_heads: int, max_splits: int) -> int:
@@ -207,7 +207,7 @@ def decode_attention(
     group, device = num_heads // kv_heads, q_BHC.device
     partials = Partials.for_rows(out_BQ, width, max_context, arrivals_X)
     programs = _programs_of_row(batch * kv_heads, partials.max_splits)
-    num_warps, stages = _pace(q_BHC.dtype, batch * kv_heads * programs)
+    num_warps, stages = _pace(q_BHC.dtype, device, batch * kv_heads * programs)
     _decode_kernel[(batch * kv_heads, programs)](
         q_BHC, keys_NSHC, values_NSHC, block_tables_BM, context_lens_B, out_BQ, *partials[:4],
         block_tables_BM.stride(0), partials.max_splits, score_scale(width),

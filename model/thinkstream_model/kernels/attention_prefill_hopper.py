@@ -25,6 +25,7 @@ from .attention_warps import (
     KEYS_FULL,
     NUM_GROUPS,
     NUM_STAGES,
+    PAGE_LAYOUT,
     VALUES_EMPTY,
     VALUES_FULL,
     attend,
@@ -38,7 +39,6 @@ from .tiles import power_of_2
 NUM_ROWS = NUM_GROUPS.value * ROWS.value
 """Rows of queries of one program."""
 
-_PAGE_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 _GROUP_REGISTERS, _LOADER_REGISTERS = 232, 24
 """Of a thread that multiplies and of one that fetches: all that a processor has, and measured."""
 
@@ -111,7 +111,6 @@ def _prefill_kernel(
     """Some neighbouring tokens of one sequence, the query heads of one key head."""
     TOKENS: gl.constexpr = NUM_GROUPS * ROWS // HEAD_ROWS
     PAGES: gl.constexpr = NUM_STAGES * (TILE_KEYS // BLOCK_SIZE) * (WIDTH // COLUMNS)
-    page_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     ones_layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     head = gl.program_id(1)
     # A sequence's last tokens have the most keys, and what takes longest is best begun first.
@@ -127,11 +126,11 @@ def _prefill_kernel(
     end_tile = gl.where(is_block, gl.cdiv(gl.minimum(before + first + TOKENS, context_len), TILE_KEYS), 0)
     table = block_tables + sequence.to(gl.int64) * table_stride
 
-    q_groups = gl.allocate_shared_memory(gl.bfloat16, [NUM_GROUPS, ROWS, WIDTH], page_layout)
-    key_pages = gl.allocate_shared_memory(gl.bfloat16, [PAGES, BLOCK_SIZE, COLUMNS], page_layout)
-    value_pages = gl.allocate_shared_memory(gl.bfloat16, [PAGES, BLOCK_SIZE, COLUMNS], page_layout)
+    q_groups = gl.allocate_shared_memory(gl.bfloat16, [NUM_GROUPS, ROWS, WIDTH], PAGE_LAYOUT)
+    key_pages = gl.allocate_shared_memory(gl.bfloat16, [PAGES, BLOCK_SIZE, COLUMNS], PAGE_LAYOUT)
+    value_pages = gl.allocate_shared_memory(gl.bfloat16, [PAGES, BLOCK_SIZE, COLUMNS], PAGE_LAYOUT)
     ones = gl.full([SUM_COLUMNS, TILE_KEYS], 1.0, gl.bfloat16, layout=ones_layout)
-    ones_XK = gl.allocate_shared_memory(gl.bfloat16, [SUM_COLUMNS, TILE_KEYS], page_layout, ones)
+    ones_XK = gl.allocate_shared_memory(gl.bfloat16, [SUM_COLUMNS, TILE_KEYS], PAGE_LAYOUT, ones)
     ones_KX = ones_XK.permute((1, 0))
     barriers = gl.allocate_shared_memory(gl.int64, [4 * NUM_STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(NUM_STAGES):
@@ -187,7 +186,7 @@ def prefill_attention_hopper(
     tokens = NUM_ROWS // head_rows
     shape, strides = [num_blocks * block_size, kv_heads * width], [kv_heads * width, 1]
     keys, values = (
-        TensorDescriptor(cache, shape, strides, [block_size, COLUMNS.value], _PAGE_LAYOUT)
+        TensorDescriptor(cache, shape, strides, [block_size, COLUMNS.value], PAGE_LAYOUT.value)
         for cache in (keys_NSHC, values_NSHC)
     )
     _prefill_kernel[(q_THC.shape[0] // tokens + num_sequences, kv_heads)](

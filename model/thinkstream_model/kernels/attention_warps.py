@@ -39,6 +39,8 @@ NUM_STAGES = gl.constexpr(3)
 """For a tile's keys, and for its values: as many as fit into the shared memory beside the queries."""
 COLUMNS = gl.constexpr(64)
 """Of a page: what one swizzled row of shared memory holds."""
+PAGE_LAYOUT = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+"""Of pages, and of the tiles that they make up, as copies and the tensor cores want them."""
 
 KEYS_FULL = gl.constexpr(0)
 KEYS_EMPTY = gl.constexpr(NUM_STAGES.value)
@@ -101,12 +103,18 @@ def fetch(
 
 
 @gluon.jit
+def _wait_for(barriers: gl.tensor, FIRST_FULL: gl.constexpr, tile: gl.tensor) -> gl.tensor:
+    """Wait until a tile's keys, or its values, are there; returns their stage."""
+    stage = tile % NUM_STAGES
+    mbarrier.wait(barriers.index(FIRST_FULL + stage), tile // NUM_STAGES & 1)
+    return stage
+
+
+@gluon.jit
 def _begin_scores(q_RC: gl.tensor, key_tiles: gl.tensor, barriers: gl.tensor, tile: gl.tensor) -> gl.tensor:
     """Have a tile's scores worked out, as soon as its keys are there."""
-    stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
     no_scores_RK = gl.full([ROWS, TILE_KEYS], 0.0, gl.float32, layout=SCORE_LAYOUT)
-    mbarrier.wait(barriers.index(KEYS_FULL + stage), phase)
-    keys_CK = key_tiles.index(stage).permute((1, 0))
+    keys_CK = key_tiles.index(_wait_for(barriers, KEYS_FULL, tile)).permute((1, 0))
     scores_RK: gl.tensor = warpgroup_mma(q_RC, keys_CK, no_scores_RK, use_acc=False, is_async=True)
     return scores_RK
 
@@ -186,8 +194,7 @@ def _add_whole_tile(
         new_top_R = gl.maximum(top_R, new_top_R)
         sum_RX, out_RC = scaled(sum_RX, out_RC, gl.exp2(top_R - new_top_R))
     weights_RK = weights(scores_RK, new_top_R, scale)
-    stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
-    mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
+    stage = _wait_for(barriers, VALUES_FULL, tile)
     sum_RX, out_RC = _add_values(weights_RK, value_tiles.index(stage), ones_KX, sum_RX, out_RC, not IS_FIRST)
     return result, (new_top_R, sum_RX, out_RC)
 
@@ -222,8 +229,7 @@ def _add_last_tile(
     shift_R = finite(new_top_R)
     weights_RK = weights(scores_RK, shift_R, scale)
     sum_RX, out_RC = scaled(sum_RX, out_RC, gl.exp2(top_R - shift_R))
-    stage, phase = tile % NUM_STAGES, tile // NUM_STAGES & 1
-    mbarrier.wait(barriers.index(VALUES_FULL + stage), phase)
+    stage = _wait_for(barriers, VALUES_FULL, tile)
     num_keys = context_len - tile * TILE_KEYS
     if (num_keys < TILE_KEYS) & (num_keys % BLOCK_SIZE != 0):
         _clear_behind(value_pages, stage, num_keys, WIDTH, BLOCK_SIZE)
@@ -256,10 +262,9 @@ def attend(
 ) -> None:
     """A warp group's work: its rows of queries through all tiles."""
     row_layout: gl.constexpr = gl.SliceLayout(1, SCORE_LAYOUT)
-    page_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     q_RC = q_groups.index(warp_group)
-    key_tiles = key_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
-    value_tiles = value_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], page_layout)
+    key_tiles = key_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], PAGE_LAYOUT)
+    value_tiles = value_pages._reinterpret(gl.bfloat16, [NUM_STAGES, TILE_KEYS, WIDTH], PAGE_LAYOUT)
     tiles = (key_tiles, value_tiles)
     row_R = gl.arange(0, ROWS, layout=row_layout)
     token_R, member_R = first + warp_group * (ROWS // HEAD_ROWS) + row_R // HEAD_ROWS, row_R % HEAD_ROWS

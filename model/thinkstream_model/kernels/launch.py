@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 _HOPPER = (9, 0)
+_H100_PROCESSORS = 132
 
 
 def is_nvidia(device: torch.device) -> bool:
@@ -25,6 +26,17 @@ def is_nvidia(device: torch.device) -> bool:
 def is_hopper(device: torch.device) -> bool:
     """Whether the device is a Hopper, whose matrix instructions later devices do not have."""
     return is_nvidia(device) and torch.cuda.get_device_capability(device) == _HOPPER
+
+
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    """Multiprocessors of the device, each of which takes a program or a few; an H100's for what has none.
+
+    Nothing that decides a bit may follow from it.
+    """
+    if device.type != "cuda":
+        return _H100_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
