@@ -19,6 +19,18 @@ PROMPT_TOKENS = 64
 where there are few: less would be as much work, and more graphs. No bit follows from it.
 """
 
+NUM_PARTS = 4
+"""Parts that the depth of what attention adds to the residual stream is cut into, each summed by itself.
+
+Part of the order of summation: another number, other bits.
+"""
+
+MAX_ROWS_IN_PARTS = 256
+"""Up to so many rows, their parts wait for the norm to sum them; no bit follows from it."""
+
+NUM_ROUTER_PARTS = 8
+"""Parts that the depth of the router's logits is cut into. Another number, other bits."""
+
 
 def doubling(first: int, last: int) -> Iterator[int]:
     """From the first to the last, each twice the one before; the last alone where the first is beyond it."""

@@ -7,14 +7,12 @@ their own, which they share, so what a step takes counts twice where it may be c
 from __future__ import annotations
 
 from thinkstream_model.config import ThinkerConfig
-from thinkstream_model.step_sizes import SPLIT_KEYS
+from thinkstream_model.step_sizes import MAX_ROWS_IN_PARTS, NUM_PARTS, NUM_ROUTER_PARTS, SPLIT_KEYS
 
 from .buckets import MAX_PROMPT_TOKENS, MAX_PROMPTS, rows_beside_prompts
 from .engine_config import EngineConfig
 from .step_graphs import MAX_GRAPHS
 
-_MAX_ROWS_IN_PARTS = 256
-"""Up to so many, what attention adds to the residual stream waits in four parts for its sum."""
 _GRAPH_BYTES = 8 << 20
 """Of one graph: some five hundred launches and their arguments."""
 _CODE_BYTES = 256 << 20
@@ -55,8 +53,8 @@ def step_bytes(config: ThinkerConfig, num_tokens: int, dtype_bytes: int) -> int:
         num_tokens: The step's.
         dtype_bytes: Bytes of one number of the activations.
     """
-    parts = 4 * 4 * config.hidden_size  # of a sum in float32
-    return num_tokens * _token_bytes(config, dtype_bytes) + min(num_tokens, _MAX_ROWS_IN_PARTS) * parts
+    parts = 4 * NUM_PARTS * config.hidden_size  # in float32, of what attention adds to the residual stream
+    return num_tokens * _token_bytes(config, dtype_bytes) + min(num_tokens, MAX_ROWS_IN_PARTS) * parts
 
 
 def _token_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
@@ -66,8 +64,9 @@ def _token_bytes(config: ThinkerConfig, dtype_bytes: int) -> int:
     experts = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
     dense = 8 * config.intermediate_size
     widest = max(attention, experts, dense)
-    lists = 4 * config.num_experts * 9  # int32 places of its experts, and eight parts of its router's sums
-    return (4 * config.hidden_size + widest) * dtype_bytes + lists
+    # int32 places in its experts' lists, and its router's logits in float32.
+    routing = 4 * config.num_experts * (1 + NUM_ROUTER_PARTS)
+    return (4 * config.hidden_size + widest) * dtype_bytes + routing
 
 
 def _partial_bytes(config: ThinkerConfig, limits: EngineConfig, num_rows: int) -> int:

@@ -16,16 +16,14 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.ops import Addend, Parts
+from thinkstream_model.step_sizes import MAX_ROWS_IN_PARTS, NUM_PARTS
 
 from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
 from .many_rows import MIN_ROWS, try_multiply
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
-NUM_PARTS = 4
-"""Parts that a long depth is cut into, whatever the batch: the cut decides the bits."""
-
-_MAX_NARROW_ROWS = 256
+_MAX_NARROW_ROWS = MAX_ROWS_IN_PARTS
 
 
 @triton.jit(do_not_specialize=("num_left", "num_right"))

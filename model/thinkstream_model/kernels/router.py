@@ -18,12 +18,12 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.ops import ExpertLists
+from thinkstream_model.step_sizes import NUM_ROUTER_PARTS
 
 from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
 from .tiles import Tile, dot_rows, fitted, num_tiles, power_of_2
 
-_NUM_PARTS = 8
 _MAX_SPLIT_ROWS = 1_024
 """Up to so many rows each part is a program's; the bits are the same."""
 
@@ -202,9 +202,9 @@ def route(
     if with_lists:
         pairs_EL = hidden_TD.new_empty(num_experts, num_rows, dtype=torch.int32)
         lists = ExpertLists(hidden_TD.new_empty(num_experts, dtype=torch.int32), pairs_EL)
-    num_parts = _NUM_PARTS if num_rows <= _MAX_SPLIT_ROWS else 1
+    num_parts = NUM_ROUTER_PARTS if num_rows <= _MAX_SPLIT_ROWS else 1
     parts_PTE = hidden_TD.new_empty(num_parts, num_rows, num_experts, dtype=torch.float32)
-    part = num_tiles(depth, 16 * _NUM_PARTS) * 16
+    part = num_tiles(depth, 16 * NUM_ROUTER_PARTS) * 16
     tile = fitted(_tile(num_rows), hidden_TD.dtype)
     grid = (num_tiles(num_experts, tile.channels), num_parts, num_tiles(num_rows, tile.rows))
     all_experts, device = power_of_2(num_experts), hidden_TD.device
@@ -212,10 +212,10 @@ def route(
     if with_lists or not few_rows.try_multiply(hidden_TD, router_ED, parts_PTE):
         _logits_kernel[grid](
             hidden_TD, router_ED, parts_PTE, lists and lists.counts_E, num_rows, hidden_TD.stride(0),
-            DEPTH=depth, PART=part, PARTS_EACH=_NUM_PARTS // num_parts,
+            DEPTH=depth, PART=part, PARTS_EACH=NUM_ROUTER_PARTS // num_parts,
             NUM_EXPERTS=num_experts, ALL_EXPERTS=all_experts,
             BLOCK_EXPERTS=tile.channels, BLOCK_ROWS=tile.rows, BLOCK_K=tile.depth,
-            EVEN_K=part % tile.depth == 0 and part * _NUM_PARTS == depth,
+            EVEN_K=part % tile.depth == 0 and part * NUM_ROUTER_PARTS == depth,
             PRECISION=dot_precision(hidden_TD.dtype), STAGES=tile.num_stages, WITH_LISTS=with_lists,
             DEPENDENT=is_dependent(device), num_warps=tile.num_warps, **launch_options(device),
         )  # fmt: skip
