@@ -5,8 +5,8 @@
     python -m infra.bench.gpu --batches 1 --prefill --offline
 
 Time per output token is (time of 257 tokens - time of 1) / 256, everything included: scheduling, sampling
-and bringing the ids to the host. The floor is the time in which the card, by its own
-measured bandwidth, reads what the step must read.
+and bringing the ids to the host. The floor is the time in which the card, by its own measured bandwidth,
+reads what the step must read.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from dataclasses import replace
 
 import torch
 
-from thinkstream_model.device_ops import ops_for
-from thinkstream_model.thinker import Thinker, random_weights
+from thinkstream_model.config import ThinkerConfig
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.sampling import ResolvedSampling
 
 from .ceilings import read_bandwidth
 from .engine_bench import Ask, Decoded, EngineBench
-from .hits import CountingExchange
+from .hits import CountingExchange, counting_thinker
 from .samplings import SAMPLINGS
-from .shape import released_config, step_bytes
+from .shape import step_bytes
 
 _NUM_PROMPT = 128
 _NUM_TOKENS = 256
@@ -35,6 +34,35 @@ _NUM_TOKENS = 256
 
 def main() -> None:
     """Measure what the arguments ask for; one line of JSON per figure."""
+    args = _arguments()
+    bytes_per_s, sampling = read_bandwidth(), _resolved(args.sampling, args.logprobs)
+    _show(card=torch.cuda.get_device_name(), read_TB_per_s=bytes_per_s / 1e12)
+    began_s = time.perf_counter()
+    thinker, counting = counting_thinker(args.layers)
+    config = EngineConfig(slots=256, step_tokens=args.step_tokens, max_context=8_192)
+    with EngineBench(thinker, config) as bench:
+        bench.run(1, 16, 4)
+        _show(
+            start_s=time.perf_counter() - began_s,
+            kv_tokens=bench.engine.load.num_blocks * config.block_size,
+            allocated_GB=torch.cuda.memory_allocated() / 1e9,
+        )
+        for num_jobs in (int(batch) for batch in args.batches.split(",") if batch):
+            row = _decode_row(bench, num_jobs, sampling)
+            if args.logprobs is None:  # else the graphs in which experts are counted are there already
+                hits = _hit_experts(bench, counting, num_jobs, sampling)
+                row |= _floor(thinker.config, num_jobs, hits, row["tpot_ms"], bytes_per_s)
+            _show(**row)
+        if args.prefill:
+            bench.run(2, 4_096, 1)
+            decoded = bench.run(16, 4_096, 1)
+            _show(prefill_tokens_per_s=16 * 4_096 / decoded.all_s)
+        if args.offline:
+            decoded = bench.run(512, 512, 256)
+            _show(offline_output_tokens_per_s=decoded.num_tokens / decoded.all_s)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256", help="jobs at one time, by commas")
     parser.add_argument("--layers", type=int, default=48)
@@ -45,55 +73,14 @@ def main() -> None:
     parser.add_argument("--step-tokens", type=int, default=8_192)
     parser.add_argument("--prefill", action="store_true", help="16 prompts of 4,096 tokens")
     parser.add_argument("--offline", action="store_true", help="512 jobs, 512 tokens in, 256 out")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    bytes_per_s, sampling = read_bandwidth(), _resolved(args.sampling, args.logprobs)
-    print(json.dumps({"card": torch.cuda.get_device_name(), "read_TB_per_s": bytes_per_s / 1e12}), flush=True)
-    began_s = time.perf_counter()
-    weights = random_weights(released_config(args.layers), device="cuda", dtype=torch.bfloat16)
-    device = weights.embedding_VD.device
-    ops = ops_for(weights.config, device)
-    counting = CountingExchange(ops, weights.config.num_experts)
-    thinker = Thinker(weights, ops, counting)
-    config = EngineConfig(
-        slots=256,
-        step_tokens=args.step_tokens,
-        max_context=8_192,
-    )
-    with EngineBench(thinker, config) as bench:
-        bench.run(1, 16, 4)
-        load = bench.engine.load
-        print(
-            json.dumps(
-                {
-                    "start_s": time.perf_counter() - began_s,
-                    "kv_tokens": load.num_blocks * config.block_size,
-                    "weights_GB": torch.cuda.memory_allocated() / 1e9,
-                }
-            ),
-            flush=True,
-        )
-        for num_jobs in (int(batch) for batch in args.batches.split(",") if batch):
-            row = _decode_row(bench, num_jobs, sampling)
-            if args.logprobs is None:  # else the graphs in which experts are counted are there already
-                hits = _hit_experts(bench, counting, num_jobs, sampling)
-                num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
-                num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys)
-                floor_ms = num_bytes / bytes_per_s * 1e3
-                row |= {
-                    "hit_experts": hits,
-                    "floor_ms": floor_ms,
-                    "share_of_floor": floor_ms / row["tpot_ms"],
-                }
-            print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
-        if args.prefill:
-            bench.run(2, 4_096, 1)
-            decoded = bench.run(16, 4_096, 1)
-            print(json.dumps({"prefill_tokens_per_s": 16 * 4_096 / decoded.all_s}), flush=True)
-        if args.offline:
-            decoded = bench.run(512, 512, 256)
-            rate = decoded.num_tokens / decoded.all_s
-            print(json.dumps({"offline_output_tokens_per_s": rate}), flush=True)
+
+def _show(**figures: str | float) -> None:
+    rounded = {
+        name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()
+    }
+    print(json.dumps(rounded), flush=True)
 
 
 def _resolved(sampling: str, logprobs: int | None) -> ResolvedSampling:
@@ -117,6 +104,16 @@ def _decode_row(bench: EngineBench, num_jobs: int, sampling: ResolvedSampling) -
         "tpot_ms": tpot_s * 1e3,
         "tokens_per_s": num_jobs / tpot_s,
     }
+
+
+def _floor(
+    config: ThinkerConfig, num_jobs: int, num_hit_experts: float, tpot_ms: float, bytes_per_s: float
+) -> dict[str, float]:
+    """In which time the card reads what a decode step must, and what share of the step's that is."""
+    num_keys = num_jobs * (_NUM_PROMPT + _NUM_TOKENS // 2)
+    num_bytes = step_bytes(config, num_hit_experts=num_hit_experts, num_keys=num_keys)
+    floor_ms = num_bytes / bytes_per_s * 1e3
+    return {"hit_experts": num_hit_experts, "floor_ms": floor_ms, "share_of_floor": floor_ms / tpot_ms}
 
 
 def _hit_experts(

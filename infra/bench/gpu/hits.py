@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thinkstream_model.device_ops import ops_for
 from thinkstream_model.exchange import LocalExchange
 from thinkstream_model.ops import Dispatched, Ops, Routing
+from thinkstream_model.thinker import Thinker, random_weights
+
+from .shape import released_config
 
 
 class CountingExchange(LocalExchange):
@@ -46,3 +50,11 @@ class CountingExchange(LocalExchange):
             self._sums_2[0] += is_hit_E.sum()
             self._sums_2[1] += 1
         return super().dispatch(layer, hidden_TD, routing)
+
+
+def counting_thinker(num_layers: int) -> tuple[Thinker, CountingExchange]:
+    """Make a Thinker of random weights in the released shape on the GPU, and what counts its experts."""
+    weights = random_weights(released_config(num_layers), device="cuda", dtype=torch.bfloat16)
+    ops = ops_for(weights.config, weights.embedding_VD.device)
+    counting = CountingExchange(ops, weights.config.num_experts)
+    return Thinker(weights, ops, counting), counting

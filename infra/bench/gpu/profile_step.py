@@ -19,18 +19,17 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from thinkstream_model.device_ops import ops_for
 from thinkstream_model.generation import GenerationDefaults
 from thinkstream_model.inputs import StepInputs
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.sampler import SamplingInputs
-from thinkstream_model.thinker import Thinker, random_weights
+from thinkstream_model.thinker import Thinker
 from thinkstream_workers.step_graphs import CudaCapture, Graph
 
 from .ceilings import read_bandwidth, timed_events
-from .hits import CountingExchange
+from .hits import counting_thinker
 from .samplings import SAMPLINGS
-from .shape import released_config, step_bytes
+from .shape import step_bytes
 
 _BLOCK_SIZE = 16
 _NUM_REPLAYS = 20
@@ -38,53 +37,55 @@ _NUM_REPLAYS = 20
 
 def main() -> None:
     """Print each batch's time and the kernels that make it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256")
-    parser.add_argument("--context", type=int, default=256, help="keys of each row")
-    parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--sampling", choices=sorted(SAMPLINGS), default="plain", help="see samplings.py")
-    parser.add_argument("--prefill", type=int, default=0, help="profile prompts of so many tokens instead")
-    parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
-    args = parser.parse_args()
-    bytes_per_s = read_bandwidth()
-    weights = random_weights(released_config(args.layers), device="cuda", dtype=torch.bfloat16)
-    device = weights.embedding_VD.device
-    ops = ops_for(weights.config, device)
-    counting = CountingExchange(ops, weights.config.num_experts)
-    thinker = Thinker(weights, ops, counting)
+    args = _arguments()
     batches = [int(batch) for batch in args.batches.split(",")]
-    max_blocks = max(batches) * -(-args.context // _BLOCK_SIZE)
-    kv = KVCache.allocate(
-        thinker.config, num_blocks=max_blocks, block_size=_BLOCK_SIZE, dtype=thinker.dtype, device=device
-    )
+    bytes_per_s = read_bandwidth()
+    thinker, counting = counting_thinker(args.layers)
     if args.prefill:
         for batch in batches:
             _list_kernels(_prefill(thinker, batch, args.prefill))
         return
+    kv = _cache(thinker, max(batches), args.context)
     for batch in batches:
         step = _step(thinker, kv, batch, args.context, SAMPLINGS[args.sampling])
         graph, graph_bytes = _captured(step)
         step_ms = _time_ms(graph)
         counting.count(batch)
         step()  # behind the replays, with the ids that they came to
-        num_bytes = step_bytes(
-            thinker.config, num_hit_experts=counting.mean_hits, num_keys=batch * args.context
-        )
+        num_keys, hits = batch * args.context, counting.mean_hits
         counting.count(0)
-        floor_ms = num_bytes / bytes_per_s * 1e3
-        print(
-            json.dumps(
-                {
-                    "batch": batch,
-                    "step_ms": round(step_ms, 3),
-                    "share": round(floor_ms / step_ms, 3),
-                    "graph_MB": round(graph_bytes / 1e6, 1),
-                }
-            ),
-            flush=True,
-        )
+        num_bytes = step_bytes(thinker.config, num_hit_experts=hits, num_keys=num_keys)
+        row = {
+            "batch": batch,
+            "step_ms": round(step_ms, 3),
+            "share": round(num_bytes / bytes_per_s * 1e3 / step_ms, 3),
+            "graph_MB": round(graph_bytes / 1e6, 1),
+        }
+        print(json.dumps(row), flush=True)
         if args.kernels:
             _list_kernels(graph.replay)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64,128,256", help="rows, by commas")
+    parser.add_argument("--context", type=int, default=256, help="keys of each row")
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--sampling", choices=sorted(SAMPLINGS), default="plain", help="see samplings.py")
+    parser.add_argument("--prefill", type=int, default=0, help="profile prompts of so many tokens instead")
+    parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
+    return parser.parse_args()
+
+
+def _cache(thinker: Thinker, num_rows: int, num_keys: int) -> KVCache:
+    """Room for rows of so many keys each."""
+    return KVCache.allocate(
+        thinker.config,
+        num_blocks=num_rows * -(-num_keys // _BLOCK_SIZE),
+        block_size=_BLOCK_SIZE,
+        dtype=thinker.dtype,
+        device=thinker.device,
+    )
 
 
 def _step(
@@ -167,13 +168,7 @@ def _time_ms(graph: Graph) -> float:
 def _prefill(thinker: Thinker, num_prompts: int, num_tokens: int) -> Callable[[], None]:
     """A step of whole prompts, which has run once."""
     device = thinker.device
-    kv = KVCache.allocate(
-        thinker.config,
-        num_blocks=num_prompts * -(-num_tokens // _BLOCK_SIZE),
-        block_size=_BLOCK_SIZE,
-        dtype=thinker.dtype,
-        device=device,
-    )
+    kv = _cache(thinker, num_prompts, num_tokens)
     slots_T = torch.arange(num_prompts * num_tokens, device=device)
     inputs = StepInputs(
         input_ids_T=torch.randint(0, thinker.config.vocab_size, slots_T.shape, device=device),

@@ -19,7 +19,8 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra.own_processes import REPLICA, find_own
@@ -38,6 +39,22 @@ _ON_THEIR_WAY_S = 1.0  # tokens that were on their way when the replica died arr
 
 def main() -> None:
     """Start the service, measure, stop it."""
+    args = _arguments()
+    streams = [int(number) for number in args.streams.split(",")]
+    began_s = time.perf_counter()
+    with _service(args.layers, args.device, slots=max(streams)) as url:
+        asyncio.run(measure(url, 1, args.prompt, 2))
+        print(json.dumps({"first_token_s": time.perf_counter() - began_s}), flush=True)
+        for number in streams:
+            asyncio.run(measure(url, number, args.prompt, 8))
+            row = asyncio.run(measure(url, number, args.prompt, args.tokens))
+            print(json.dumps(row), flush=True)
+        if args.kill:
+            row = asyncio.run(measure(url, max(streams), args.prompt, args.tokens, kill_replica))
+            print(json.dumps(row), flush=True)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--streams", default="1,256", help="streams at one time, by commas")
     parser.add_argument("--prompt", type=int, default=128, help="tokens in")
@@ -48,33 +65,24 @@ def main() -> None:
     args = parser.parse_args()
     if args.tokens < 2:
         parser.error("--tokens: from one token to the next it takes two")
-    streams = [int(number) for number in args.streams.split(",")]
+    return args
+
+
+@contextmanager
+def _service(num_layers: int, device: str, *, slots: int) -> Generator[str]:
+    """A replica of the released shape and a server of its own, whose URL it gives."""
     with tempfile.TemporaryDirectory(prefix="thinkstream-") as name:
         folder = Path(name)
-        shape = {**RELEASED_SHAPE, "num_hidden_layers": args.layers}
+        shape = {**RELEASED_SHAPE, "num_hidden_layers": num_layers}
         (folder / "config.json").write_text(json.dumps({"thinker_config": {"text_config": shape}}))
         server = EmbeddedServer(folder / "redis")
         server.start()
-        began_s = time.perf_counter()
         redis = RedisSettings(url=server.url)
-        replica = ReplicaConfig(
-            redis=redis,
-            model=f"random:{folder}/config.json",
-            device=args.device,
-            slots=max(streams),
-            max_context=4_096,
-        )
+        model = f"random:{folder}/config.json"
+        replica = ReplicaConfig(redis=redis, model=model, device=device, slots=slots, max_context=4_096)
         service = start_service(ServiceOptions(redis=redis, replica=replica, show_logs=True))
         try:
-            asyncio.run(measure(server.url, 1, args.prompt, 2))
-            print(json.dumps({"first_token_s": time.perf_counter() - began_s}), flush=True)
-            for number in streams:
-                asyncio.run(measure(server.url, number, args.prompt, 8))
-                row = asyncio.run(measure(server.url, number, args.prompt, args.tokens))
-                print(json.dumps(row), flush=True)
-            if args.kill:
-                row = asyncio.run(measure(server.url, max(streams), args.prompt, args.tokens, kill_replica))
-                print(json.dumps(row), flush=True)
+            yield server.url
         finally:
             service.stop()
             server.stop()
