@@ -85,7 +85,7 @@ def read_bytes(stored: StoredTensor, offset: int, num_bytes: int) -> bytes:
     with opened(stored) as file:
         num_read = read_into(file, stored.start + offset, memoryview(buffer))
     if num_read < num_bytes:
-        raise ended_early(stored, offset + num_read)
+        raise early_end_error(stored, offset + num_read)
     return bytes(buffer)
 
 
@@ -112,7 +112,7 @@ def read_into(file: FileIO, start: int, target: memoryview) -> int:
     return done
 
 
-def ended_early(stored: StoredTensor, num_bytes: int) -> WeightsError:
+def early_end_error(stored: StoredTensor, num_bytes: int) -> WeightsError:
     """The error of a file that holds only so many bytes of a tensor."""
     found = f"the file's end after {num_bytes}"
     return WeightsError(stored.file, stored.name, f"{stored.num_bytes} bytes", found)
@@ -169,12 +169,12 @@ def _check_shards(files: list[Path]) -> None:
 def _read_header(file: Path) -> list[StoredTensor]:
     try:
         size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
+        with file.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 found = f"a file of {size} bytes whose header should take {length}"
                 raise WeightsError(file, "", "a whole safetensors file", found)
-            header = opened.read(length)
+            header = content.read(length)
     except OSError as error:
         raise WeightsError(file, "", "a readable file", error.strerror or error) from error
     try:

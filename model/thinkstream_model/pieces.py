@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checkpoint_files import DTYPES, StoredTensor, ended_early, opened, read_into
+from .checkpoint_files import DTYPES, StoredTensor, early_end_error, opened, read_into
 from .errors import WeightsError
 
 _PIECE_BYTES = 16 << 20
@@ -73,14 +73,14 @@ class Piece:
             self.num_bytes += num_bytes
         return num_bytes
 
-    def ended_early(self, num_bytes: int) -> WeightsError:
+    def early_end_error(self, num_bytes: int) -> WeightsError:
         """The error of a file that holds only so many bytes of the piece; it names the tensor."""
         parts = iter(self.parts)
         part = next(parts)
         while num_bytes >= part.num_bytes:
             num_bytes -= part.num_bytes
             part = next(parts)
-        return ended_early(part.stored, part.offset + num_bytes)
+        return early_end_error(part.stored, part.offset + num_bytes)
 
 
 def cut_pieces(fillings: Iterable[tuple[StoredTensor, Tensor]]) -> list[Piece]:
@@ -130,12 +130,12 @@ class PieceReader:
                 for stored, offset, num_bytes, target in piece.parts:
                     num_read = read_into(file, stored.start + offset, _memory(target))
                     if num_read < num_bytes:
-                        raise ended_early(stored, offset + num_read)
+                        raise early_end_error(stored, offset + num_read)
                 return
             staging = self._next_staging()
             num_read = read_into(file, piece.start, _memory(staging.memory[: piece.num_bytes]))
         if num_read < piece.num_bytes:
-            raise piece.ended_early(num_read)
+            raise piece.early_end_error(num_read)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             staging.send(piece)
 
