@@ -1,9 +1,8 @@
 """The only thread that writes tokens to Redis.
 
-It takes step outputs from the Engine, turns them into entries and sends one ``step`` call for the whole
-batch; it seals what has ended, renews the lease and deals with every refusal. It never has more than one
-entry of a job under way, and keeps all tokens until the job's end: whatever Redis did not take or has lost
-is sent again, and nothing is dropped but what belongs to others.
+It takes step outputs from the Engine and turns them into entries, which its Sender sends, and renews the
+lease. It keeps all tokens until the job's end: whatever Redis did not take or has lost is sent again, and
+nothing is dropped but what belongs to others.
 """
 
 from __future__ import annotations
@@ -11,27 +10,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from thinkstream_client.errors import Fenced, QueueFull, RecordInvalid, ThinkstreamError
+from thinkstream_client.errors import Fenced, QueueFull, ThinkstreamError
 from thinkstream_client.outcome import FinishReason, JobFailure
-from thinkstream_client.protocol.functions import StepReply, StepRow
 
-from .endings import finish_row, log_end
-from .failures import failure_of, is_final
 from .job_table import JobTable
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, SequenceEnd, StepOutput, Stop, TokenOut
 from .patience import Patience
-from .publication import Publication, Repair
 from .pulse import Pulse
-from .sending import send_rows
+from .sending import Sender
 from .session import Session
 
 logger = logging.getLogger(__name__)
-
-MAX_REPAIRS = 3
-"""Refusals in a row after which a job is left to whoever owns it."""
 
 
 class Publisher:
@@ -67,9 +59,7 @@ class Publisher:
         self._pulse = pulse
         self._adopt = adopt
         self._stopping = threading.Event()
-        self._waiting: dict[JobKey, Publication] = {}  # have something to send
-        self._failed: dict[JobKey, JobFailure] = {}  # are to be given back as failed
-        self._repairs: dict[JobKey, int] = {}  # refusals in a row
+        self._sender = Sender(session, table=table, inbox=inbox)
         self._beat_at = 0.0
         self._patience = Patience()
         self._must_ask = False  # a reply was lost: nothing is sent before a beat tells what is ours
@@ -99,9 +89,9 @@ class Publisher:
             if self._must_ask:  # the engine hangs
                 self._stopping.wait(wait_s)
                 return
-            if not self._waiting and not self._failed:
+            if self._sender.has_sent_all:
                 self._take_all(wait_s)
-            self._send()
+            self._sender.send()
             self._patience.all_sent()
         except Fenced as error:
             self._start_over(error)
@@ -119,7 +109,7 @@ class Publisher:
         # Only what was known before the beat: a job assigned since may be missing from the reply.
         for key in known:
             if key.claim not in owned:
-                self._drop(key, "not ours any more")
+                self._sender.drop(key, "not ours any more")
         for claim in owned - {key.claim for key in known}:
             self._adopt(claim)
         self._beat_at = now + self._beat_every_s
@@ -155,130 +145,26 @@ class Publisher:
             publication.push(token)
         except ValueError:
             logger.exception("job %s: the engine's tokens do not follow each other", token.key.ref.job_id)
-            self._drop(token.key, "broken")
+            self._sender.drop(token.key, "broken")
             return
         if publication.times.first_token_at is None:
             publication.times.first_token_at = now
         if publication.end is not None:
             self._inbox.put(Stop(key=token.key))
         if publication.has_something:
-            self._waiting[token.key] = publication
+            self._sender.put(publication)
 
     def _take_end(self, end: SequenceEnd) -> None:
         if end.key not in self._table:
             return
         if end.reason is FinishReason.FAILED:
-            self._failed[end.key] = end.error or JobFailure(code="JobFailed", message="no reason given")
+            failure = end.error or JobFailure(code="JobFailed", message="no reason given")
+            self._sender.put_failure(end.key, failure)
             return
         publication = self._table.get(end.key)
         if publication is not None:
             publication.finish(end.reason)
-            self._waiting[end.key] = publication
-
-    def _send(self) -> None:
-        try:
-            self._send_entries()
-        except QueueFull:
-            # Redis has no memory for entries, but takes ends, and every end gives some back.
-            self._send_ends()
-            raise
-        self._send_ends()
-        self._send_failures()
-
-    def _send_entries(self) -> None:
-        batch = [publication for publication in self._waiting.values() if publication.has_entry]
-        if not batch:
-            return
-        for publication, reply in self._replies(batch, self._step):
-            if reply is StepReply.OK:
-                publication.acknowledge()
-                self._repairs.pop(publication.key, None)
-            else:
-                self._resolve_refusal(publication, reply)
-        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
-
-    def _send_ends(self) -> None:
-        batch = [publication for publication in self._waiting.values() if not publication.has_entry]
-        if not batch:
-            return
-        now = time.monotonic()
-        for publication, reply in self._replies(batch, lambda some: self._finish(some, now)):
-            if reply is StepReply.OK:
-                log_end(publication, now)
-                self._forget(publication.key)
-            else:
-                self._resolve_refusal(publication, reply)
-        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
-
-    def _step(self, batch: Sequence[Publication]) -> list[StepReply]:
-        return self._session.step(
-            [StepRow(p.key.ref, p.expected_len, p.next_entry(), p.key.mk, p.grain) for p in batch]
-        )
-
-    def _finish(self, batch: Sequence[Publication], now: float) -> list[StepReply]:
-        return self._session.finish([finish_row(publication, now) for publication in batch])
-
-    def _replies(
-        self, batch: list[Publication], send: Callable[[Sequence[Publication]], list[StepReply]]
-    ) -> list[tuple[Publication, StepReply]]:
-        """Sends rows; one that is refused while others are taken fails its job."""
-        taken, refused = send_rows(batch, send)
-        for publication, refusal in refused:
-            self._fail(publication.key, refusal)
-        return taken
-
-    def _fail(self, key: JobKey, error: ThinkstreamError) -> None:
-        logger.warning("job %s: its row is refused: %s", key.ref.job_id, error)
-        self._waiting.pop(key)
-        self._failed[key] = failure_of(error)
-        self._inbox.put(Stop(key=key))
-
-    def _send_failures(self) -> None:
-        for key, failure in list(self._failed.items()):
-            retry = not is_final(failure)
-            self._session.fail(key.ref, failure, retry=retry)
-            logger.warning(
-                "job %s failed with %s%s",
-                key.ref.job_id,
-                failure.code,
-                ", to be tried again" if retry else "",
-            )
-            self._forget(key)
-
-    def _resolve_refusal(self, publication: Publication, reply: StepReply) -> None:
-        """Finds out why Redis did not take an entry or an end; the job goes on or is dropped."""
-        key = publication.key
-        if reply is StepReply.NOT_OURS:
-            self._drop(key, "it has ended, or another session has it")
-            return
-        if reply is StepReply.INVALID:
-            tokens = f"{publication.num_tokens} tokens in all, {publication.num_published} published"
-            self._fail(key, RecordInvalid(f"the end does not fit the stream: {tokens}"))
-            return
-        self._repairs[key] = self._repairs.get(key, 0) + 1
-        before = publication.num_published
-        try:
-            verdict = publication.repair(self._session.read_stream(key.ref))
-        except RecordInvalid:
-            verdict = Repair.DROP
-        if verdict is Repair.DROP or self._repairs[key] > MAX_REPAIRS:
-            self._drop(key, "another's")
-            return
-        logger.info(
-            "job %s: Redis holds %d tokens, not %d", key.ref.job_id, publication.num_published, before
-        )
-
-    def _drop(self, key: JobKey, why: str) -> None:
-        logger.info("job %s is dropped: %s", key.ref.job_id, why)
-        self._table.drop(key)
-        self._forget(key)
-        self._inbox.put(Stop(key=key))
-
-    def _forget(self, key: JobKey) -> None:
-        self._table.remove(key)
-        self._waiting.pop(key, None)
-        self._failed.pop(key, None)
-        self._repairs.pop(key, None)
+            self._sender.put(publication)
 
     def _start_over(self, error: Fenced) -> None:
         """Leaves everything to others and becomes a new session, later each time that it is refused too."""
@@ -286,9 +172,7 @@ class Publisher:
         logger.warning("session %s is fenced, %d jobs are dropped", self._session.id, len(keys))
         for key in keys:
             self._inbox.put(Stop(key=key))
-        self._waiting.clear()
-        self._failed.clear()
-        self._repairs.clear()
+        self._sender.clear()
         if self._session.is_draining:
             self.stop()
             return
