@@ -18,7 +18,7 @@ from thinkstream_client.errors import (
 )
 from thinkstream_client.outcome import FinishReason, JobStatus
 from thinkstream_client.protocol import functions
-from thinkstream_workers import endings, patience, publisher
+from thinkstream_workers import endings, patience, sending
 from thinkstream_workers.orders import SequenceEnd, StepOutput, TokenOut
 from thinkstream_workers.publication import Publication
 
@@ -145,7 +145,7 @@ def test_an_end_that_does_not_fit_its_stream_fails_its_own_job(
         row = endings.finish_row(publication, now)
         return replace(row, num_tokens=9) if publication.key == wrong else row
 
-    monkeypatch.setattr(publisher, "finish_row", finish_row)
+    monkeypatch.setattr(sending, "finish_row", finish_row)
     replica.make(StepOutput(ends=[end(key).ends[0] for key in keys]), num_turns=2)
     statuses = [service.info(ref).status for ref in refs]
     assert statuses == [JobStatus.DONE, JobStatus.FAILED, JobStatus.DONE]
