@@ -20,7 +20,7 @@ from .philox import gumbel_noise
 NOT_A_TOKEN = -1
 """Stands where a row's logits are not all numbers: whatever was chosen there would be noise."""
 
-_LEAST_TEMPERATURE = 1e-30
+LEAST_TEMPERATURE = 1e-30
 """Lower ones count as this: it leaves noise no say, and what is divided by it is still finite."""
 
 
@@ -144,7 +144,7 @@ def _draw(logits_BV: Tensor, inputs: SamplingInputs) -> Tensor:
     """Scores whose largest is the token: filtered, with noise in the rows that are not greedy."""
     is_random_B1 = (inputs.temperature_B > 0).unsqueeze(1)
     temperature_B1 = torch.where(
-        is_random_B1, inputs.temperature_B.unsqueeze(1).clamp(min=_LEAST_TEMPERATURE), 1.0
+        is_random_B1, inputs.temperature_B.unsqueeze(1).clamp(min=LEAST_TEMPERATURE), 1.0
     )
     scaled_BV = logits_BV / temperature_B1
     noise_BV = gumbel_noise(inputs.seed_B, inputs.index_B, logits_BV.shape[1])

@@ -231,6 +231,21 @@ def _special_logits(device: torch.device) -> dict[str, Tensor]:
 SPECIAL_LOGITS = list(_special_logits(torch.device("cpu")))
 
 
+NO_NOISE = [1e-45, 1e-38, 1e-36, 1e-30, 1e-10]
+
+
+class TestTemperaturesNextToNone:
+    @pytest.mark.parametrize(
+        "top_p, top_k, min_p", [(1.0, 0, 0.0), (1.0, 20, 0.0), (0.9, 0, 0.0), (1.0, 0, 0.1)]
+    )
+    def test_take_the_likeliest(self, device: torch.device, top_p: float, top_k: int, min_p: float) -> None:
+        inputs = _inputs([(temperature, top_p, top_k, min_p) for temperature in NO_NOISE], device)
+        for scale in (1.0, 20.0):
+            logits_BV = _logits(len(NO_NOISE), 2500, device, seed=6) * scale
+            token_ids_B = _sample(logits_BV, inputs, 2500, is_filtered=(top_p, top_k, min_p) != (1.0, 0, 0.0))
+            assert torch.equal(token_ids_B, logits_BV.argmax(dim=1))
+
+
 class TestThreshold:
     @pytest.mark.parametrize("name", SPECIAL_LOGITS)
     def test_keeps_what_the_reference_keeps(self, device: torch.device, name: str) -> None:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from thinkstream_model.sampler import SamplingInputs
+from thinkstream_model.sampler import LEAST_TEMPERATURE, SamplingInputs
 
 from .float_search import LOWEST_KEY, NUM_DIGITS, key_of, largest_key, likelihood, value_of, weigh
 from .launch import is_dependent, launch_options
@@ -29,6 +29,7 @@ from .tiles import num_tiles, power_of_2
 _GROUP_IDS = 128
 _GROUPS_PER_PROGRAM = 16
 _GROUPS_PER_TILE = 64
+_LEAST_TEMPERATURE = tl.constexpr(LEAST_TEMPERATURE)
 _SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 
 
@@ -67,7 +68,8 @@ def lowest_kept_reference(logits_BV: Tensor, inputs: SamplingInputs, *, num_vali
     for row, temperature in enumerate(inputs.temperature_B):
         if temperature <= 0:
             continue
-        sorted_N = (logits_BV[row, :num_valid_ids] / temperature).sort(descending=True).values
+        scaled_N = logits_BV[row, :num_valid_ids] / temperature.clamp(min=LEAST_TEMPERATURE)
+        sorted_N = scaled_N.sort(descending=True).values
         if inputs.top_k_B[row] > 0:
             sorted_N = sorted_N[: inputs.top_k_B[row]]
         likelihood_N = (sorted_N.double() - sorted_N[0].double()).nan_to_num(0.0).exp()
@@ -86,8 +88,8 @@ def scaled(logits: tl.tensor, temperature: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _inverse(temperature: tl.tensor) -> tl.tensor:
-    """1 where greedy; finite where the temperature is so small that its inverse is not."""
-    return tl.where(temperature > 0, tl.div_rn(1.0, tl.maximum(temperature, _SMALLEST_NORMAL)), 1.0)
+    """1 where greedy."""
+    return tl.where(temperature > 0, tl.div_rn(1.0, tl.maximum(temperature, _LEAST_TEMPERATURE)), 1.0)
 
 
 @triton.jit
