@@ -30,6 +30,8 @@ _HUB_NAME = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number of each."""
 _ANY_SERVER = "redis://127.0.0.1"
+_PROCESS_BYTES = 160 << 20
+"""What Python, Ray and torch take of a replica's memory before it has a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,7 @@ class UpArguments:
         self._check_memory(config)
         # Which server it will be changes nothing of what is checked.
         self.service_options(self.redis_settings(self.redis_url or _ANY_SERVER), "")
+        self._check_replicas(config)
         self._check_drain()
         trained = config.max_position_embeddings
         if self.max_context is not None and self.max_context > trained:
@@ -141,6 +144,15 @@ class UpArguments:
         if not 0.0 <= self.drain_timeout_s <= MAX_WAIT_S:
             raise ConfigError(
                 f"drain_timeout_s: got {self.drain_timeout_s}, allowed: a number in [0, {MAX_WAIT_S:g}]"
+            )
+
+    def _check_replicas(self, config: ThinkerConfig) -> None:
+        total = host_memory.total_bytes() if self._is_on_our_cores else None
+        each = _PROCESS_BYTES + config.num_parameters * self._dtype_bytes
+        if total is not None and self.num_replicas > max(1, allowed := total // each):
+            raise ConfigError(
+                f"--replicas: got {self.num_replicas}, allowed: up to {max(1, allowed)}, for each takes "
+                f"{_size(each)} of this machine's {_size(total)} of memory at least"
             )
 
     def _check_memory(self, config: ThinkerConfig) -> None:

@@ -64,6 +64,19 @@ def test_replicas_on_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     assert UpArguments(kv_memory_bytes=9 << 30).checked()
 
 
+def test_more_replicas_than_this_machine_has_memory_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "total_bytes", lambda: 8 << 30)
+    message = r"^--replicas: got 1000, allowed: up to \d\d, .* of this machine's 8GiB of memory at least$"
+    with pytest.raises(ConfigError, match=message) as raised:
+        UpArguments(num_replicas=1000).checked()
+    allowed = int(str(raised.value).split("up to ")[1].split(",")[0])
+    assert UpArguments(num_replicas=allowed).checked()
+    assert UpArguments(num_replicas=1000, ray_address="elsewhere:6379").checked()
+    assert UpArguments(num_replicas=1000, device="cuda").checked()
+    monkeypatch.setattr(host_memory, "total_bytes", lambda: 1 << 20)
+    assert UpArguments().checked(), "one is tried in any case"
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "dtype_bytes"),
     [("cpu", None, 4), ("cpu", "bfloat16", 2), ("cuda", None, 2), ("cuda", "float32", 4)],
