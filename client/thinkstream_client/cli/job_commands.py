@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -82,7 +83,8 @@ def submit(
         raise typer.BadParameter("the prompt is empty")
     ref = JobRef(tenant, new_job_id() if id is None else id)
     with closing(Client(url, namespace=namespace)) as client:
-        with _telling_what_runs_on(ref, namespace):
+        how_to_attach = _how_to_attach(client, ref, url, namespace)
+        with _telling_what_runs_on(how_to_attach):
             job = client.submit(
                 text if raw else None,
                 messages=None if raw else _chat(system, text),
@@ -95,7 +97,7 @@ def submit(
                 **sampling,
             )
         if not detach:
-            _follow(client, job, namespace, as_json=as_json)
+            _follow(client, job, how_to_attach, as_json=as_json)
         elif as_json:
             print_json({"id": job.id, "tenant": job.tenant})
         else:
@@ -119,8 +121,9 @@ def attach(
     """
     with closing(Client(url, namespace=namespace)) as client:
         job = client.job(job_id, tenant=tenant)
+        how_to_attach = _how_to_attach(client, JobRef(tenant, job_id), url, namespace)
         is_over = job.status().is_terminal
-        _follow(client, job, namespace, as_json=as_json, from_index=from_index, is_over=is_over)
+        _follow(client, job, how_to_attach, as_json=as_json, from_index=from_index, is_over=is_over)
 
 
 def cancel(
@@ -217,19 +220,18 @@ def _chat(system: str | None, text: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _telling_what_runs_on(ref: JobRef, namespace: str | None) -> Generator[None]:
+def _telling_what_runs_on(how_to_attach: str) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        how = _how_to_attach(ref.job_id, ref.tenant, namespace)
-        print_note(f"interrupted; if the job was taken, it runs on: {how}")
+        print_note(f"interrupted; if the job was taken, it runs on: {how_to_attach}")
         raise
 
 
 def _follow(
     client: Client,
     job: Job,
-    namespace: str | None,
+    how_to_attach: str,
     *,
     as_json: bool,
     from_index: int = 0,
@@ -245,14 +247,20 @@ def _follow(
         else:
             print_note(describe(print_stream(job.stream(from_index))))
     except KeyboardInterrupt:
-        print_note(f"detached; the job {does}: {_how_to_attach(job.id, job.tenant, namespace)}")
+        print_note(f"detached; the job {does}: {how_to_attach}")
         raise
 
 
-def _how_to_attach(job_id: str, tenant: str, namespace: str | None) -> str:
-    whose = "" if tenant == "default" else f" --tenant {tenant}"
-    where = "" if namespace is None else f" --namespace {namespace}"
-    return f"thinkstream attach {job_id}{whose}{where}"
+def _how_to_attach(client: Client, ref: JobRef, url: str | None, namespace: str | None) -> str:
+    """Returns the command that follows a job, where the options of this one apply; a password is masked."""
+    command = ["thinkstream", "attach", ref.job_id]
+    if ref.tenant != "default":
+        command += ["--tenant", ref.tenant]
+    if url:
+        command += ["--url", client.settings.masked_url]
+    if namespace is not None:
+        command += ["--namespace", namespace]
+    return shlex.join(command)
 
 
 def _print_result(job: Job) -> None:

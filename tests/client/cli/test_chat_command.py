@@ -52,6 +52,14 @@ def test_once(command: Command, worker: Worker) -> None:
     assert "the prompt is empty" in command("chat", "--once", "").refused(2)
 
 
+def test_that_nobody_answers_is_said(command: Command, client: Client, worker: Worker) -> None:
+    told = command("chat", stdin="").err
+    where = f"at {client.settings.masked_url}, namespace ts"
+    assert told == f"no replica is alive {where}: answers come once one is\n"
+    worker.start()
+    assert command("chat", stdin="").err == ""
+
+
 def test_words_of_its_own(command: Command, worker: Worker) -> None:
     worker.start()
     ended = command("chat", "-n", 2, stdin="/help\n/nonsense\n/etc/passwd\n/exit\nnever")

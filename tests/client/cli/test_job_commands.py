@@ -201,11 +201,13 @@ def test_ctrl_c_in_the_queue_detaches(start: Start, client: Client) -> None:
     )
 
 
-def test_how_to_attach_names_the_namespace(start: Start) -> None:
-    process = start("submit", "Hello", "--id", "kept", "--namespace", "other")
+def test_how_to_attach_names_what_was_named(start: Start, client: Client) -> None:
+    url = client.settings.url.replace("//", "//default:secret@")
+    process = start("submit", "Hello", "--id", "kept", "--namespace", "other", "--url", url)
     assert ", namespace other: job kept waits in the queue" in process.read_note()
     process.interrupt()
-    assert process.end().err.endswith(": thinkstream attach kept --namespace other\n")
+    masked = url.replace("secret", "***")
+    assert process.end().err.endswith(f": thinkstream attach kept --url '{masked}' --namespace other\n")
 
 
 def test_inspect_leaves_out_what_nobody_knows(command: Command, client: Client) -> None:
