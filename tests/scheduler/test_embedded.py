@@ -120,6 +120,21 @@ def test_data_of_a_server_that_it_does_not_read_are_left_alone(
     assert (server.folder / "writer").read_text() == writer
 
 
+def test_of_data_that_nobody_signed_the_server_s_own_advice_is_not_all(server: EmbeddedServer) -> None:
+    server.start()
+    server.stop()
+    (base,) = (server.folder / "appendonlydir").glob("*.base.rdb")
+    base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])
+    with pytest.raises(ConfigError, match=rf"did not start: .*{base.name}"):
+        server.start()
+    (server.folder / "writer").unlink()
+    doubt = (
+        rf"did not start \(if another server wrote {server.folder}, repair nothing there, but install .*: "
+    )
+    with pytest.raises(ConfigError, match=doubt):
+        server.start()
+
+
 @pytest.mark.parametrize(
     ("reader", "writer", "is_read"),
     [
