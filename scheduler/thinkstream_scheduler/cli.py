@@ -48,7 +48,7 @@ def up(
     detach: options.Detach = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Start the service on this machine and serve until Ctrl-C.
+    """Starts the service on this machine and serves until Ctrl-C.
 
     Example: thinkstream up --replicas 2 --detach
     """
@@ -75,7 +75,7 @@ def up(
 
 
 def down(timeout: options.Timeout = 60.0) -> None:
-    """End the service that `up` started on this machine; jobs stay in its queue.
+    """Ends the service that `up` started on this machine; jobs stay in its queue.
 
     Example: thinkstream down
     """
@@ -86,9 +86,9 @@ def down(timeout: options.Timeout = 60.0) -> None:
 
 
 def demo() -> None:
-    """Show everything at work: two replicas of a small model answer in English and in Russian.
+    """Shows everything at work: two replicas of a small model answer in English and in Russian.
 
-    Starts all it needs, in a temporary folder, and leaves nothing behind.
+    It starts all it needs, in a temporary folder, and leaves nothing behind.
 
     Example: thinkstream demo
     """

@@ -33,8 +33,9 @@ def shortage(wanted: ReplicaResources, num_replicas: int, room: Mapping[str, flo
     for name, each in (("GPU", wanted.num_gpus), ("CPU", wanted.num_cpus)):
         total, found = num_replicas * each, room.get(name, 0.0)
         if total > found + _TOLERANCE:
-            many = "s" if num_replicas != 1 else ""
-            return f"{num_replicas} replica{many} of {each:g} {name} want {total:g} {name}, Ray has {found:g}"
+            want = "replica of {} wants" if num_replicas == 1 else "replicas of {} want"
+            what = want.format(f"{each:g} {name}")
+            return f"{num_replicas} {what} {total:g} {name}, Ray has {found:g}"
     return None
 
 

@@ -10,7 +10,7 @@ GPU = ReplicaResources(num_cpus=1.0, num_gpus=1.0)
 @pytest.mark.parametrize(
     ("wanted", "num_replicas", "room", "missing"),
     [
-        (GPU, 1, {"CPU": 8.0}, "1 replica of 1 GPU want 1 GPU, Ray has 0"),
+        (GPU, 1, {"CPU": 8.0}, "1 replica of 1 GPU wants 1 GPU, Ray has 0"),
         (GPU, 2, {"CPU": 8.0, "GPU": 1.0}, "2 replicas of 1 GPU want 2 GPU, Ray has 1"),
         (GPU, 9, {"CPU": 8.0, "GPU": 9.0}, "9 replicas of 1 CPU want 9 CPU, Ray has 8"),
         (GPU, 2, {"CPU": 2.0, "GPU": 2.0}, None),

@@ -28,8 +28,8 @@ class ResultFile:
 
     Attributes:
         answered: Ids whose results are there, errors of jobs that ran among them.
-        refused: Ids of requests that were wrong, so that nothing ran.
         failed: Those of them whose results are errors.
+        refused: Ids of requests that were wrong, so that nothing ran.
 
     Raises:
         ConfigError: It cannot be written, another run writes it, or it holds something else.
@@ -38,8 +38,8 @@ class ResultFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.answered: set[str] = set()
-        self.refused: set[str] = set()
         self.failed: set[str] = set()
+        self.refused: set[str] = set()
         try:
             is_kept = path.is_file() or not path.exists()  # a pipe or a device has nothing to find again
             self._file: BinaryIO = path.open("a+b" if is_kept else "ab")
