@@ -16,10 +16,26 @@ import typer
 
 from thinkstream_client.errors import JobError, ServiceError, ThinkstreamError
 
-from . import batch_command, chat_command, dead_commands, job_commands, status_commands
+from . import (
+    batch_command,
+    chat_command,
+    dead_commands,
+    inspect_commands,
+    job_commands,
+    status_commands,
+)
 from .extra import SERVICE_HINT, SERVICE_PACKAGES
 from .output import print_error
 
+_MODULES = (
+    job_commands,
+    inspect_commands,
+    chat_command,
+    batch_command,
+    status_commands,
+    dead_commands,
+)
+"""Their commands are listed in this order."""
 EXIT_SERVICE, EXIT_USAGE, EXIT_JOB, EXIT_INTERRUPTED = 1, 2, 3, 130
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or typer's own: by its version
 
@@ -34,7 +50,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="markdown",
     )
     app.callback()(thinkstream)
-    for module in (job_commands, chat_command, batch_command, status_commands, dead_commands):
+    for module in _MODULES:
         module.register(app)
     for entry in entry_points(group="thinkstream.commands"):  # of other packages of ours: up, down, demo
         entry.load()(app)

@@ -1,4 +1,4 @@
-"""Commands about one job: submit, attach, cancel, inspect, jobs."""
+"""Commands that run jobs: submit, attach, cancel."""
 
 from __future__ import annotations
 
@@ -9,33 +9,17 @@ from contextlib import closing, contextmanager
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from thinkstream_client.client import Client
 from thinkstream_client.core.compose import new_job_id
-from thinkstream_client.core.history import JobHistory
 from thinkstream_client.errors import InvalidRequest, ThinkstreamError
 from thinkstream_client.job import Job
-from thinkstream_client.outcome import Finish, Timings, Usage
-from thinkstream_client.protocol.functions import JobInfo
-from thinkstream_client.protocol.read_calls import MAX_LISTED
-from thinkstream_client.records import MAX_TOKENS, PRIORITIES, JobRef
+from thinkstream_client.records import MAX_TOKENS, JobRef
 
 from . import options
-from .objects import job_object, result_object, summary_object
-from .output import (
-    describe,
-    duration,
-    local_time,
-    no_replica,
-    print_json,
-    print_note,
-    print_stream,
-    print_table,
-)
+from .objects import result_object
+from .output import describe, no_replica, print_json, print_note, print_stream
 
-JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 NewId = Annotated[str | None, typer.Option("--id", help="The job's id; else a new one.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.", show_default=False)]
 Raw = Annotated[
@@ -49,7 +33,7 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", metavar=options.FLAG, he
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (submit, attach, cancel, inspect, jobs):
+    for command in (submit, attach, cancel):
         app.command()(command)
 
 
@@ -105,7 +89,7 @@ def submit(
 
 
 def attach(
-    job_id: JobId,
+    job_id: options.JobId,
     from_index: Annotated[
         int,
         typer.Option("--from", help="Tokens to skip.", metavar="INT", parser=options.integer(0, MAX_TOKENS)),
@@ -127,7 +111,7 @@ def attach(
 
 
 def cancel(
-    job_id: JobId,
+    job_id: options.JobId,
     as_json: options.Json = False,
     tenant: options.Tenant = "default",
     url: options.Url = None,
@@ -140,70 +124,6 @@ def cancel(
     with closing(Client(url, namespace=namespace)) as client:
         status = client.job(job_id, tenant=tenant).cancel()
     print_json({"id": job_id, "status": status}) if as_json else print(status)
-
-
-def inspect(
-    job_id: JobId,
-    as_json: options.Json = False,
-    tenant: options.Tenant = "default",
-    url: options.Url = None,
-    namespace: options.Namespace = None,
-) -> None:
-    """Shows all that the queue knows about a job: attempts, who ran it, times, usage, resolved sampling.
-
-    Example: `thinkstream inspect 4f0c21d7a9be5e6f01c3a2d4`
-    """
-    with closing(Client(url, namespace=namespace)) as client:
-        job = client.job(job_id, tenant=tenant)
-        info, history = job.info(), job.history()
-    if as_json:
-        print_json(job_object(info, history))
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in _rows(info, history).items():
-        if value:
-            table.add_row(name, escape(value))  # what a worker says is no markup
-    print_table(table)
-
-
-def jobs(
-    tag: Annotated[
-        str | None, typer.Option("--tag", help="Only jobs with this label.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int,
-        typer.Option("--limit", help="Jobs at most.", metavar="INT", parser=options.integer(1, MAX_LISTED)),
-    ] = 20,
-    as_json: options.Json = False,
-    tenant: options.Tenant = "default",
-    url: options.Url = None,
-    namespace: options.Namespace = None,
-) -> None:
-    """Lists a tenant's jobs, newest first.
-
-    Example: `thinkstream jobs --tag nightly`
-    """
-    with closing(Client(url, namespace=namespace)) as client:
-        found = client.jobs(tag=tag, tenant=tenant, limit=limit)
-    if as_json:
-        print_json([summary_object(job) for job in found])
-        return
-    if not found:
-        print_note(f"tenant {tenant} has no jobs{f' with the tag {tag}' if tag else ''}")
-        return
-    table = Table("id", "status", "reason", "priority", "tokens", "submitted", "took", "tags", box=None)
-    for job in found:
-        table.add_row(
-            job.ref.job_id,
-            job.status,
-            job.reason or "",
-            PRIORITIES[job.priority],
-            "" if job.n is None else str(job.n),
-            local_time(job.submitted_ms),
-            _between(job.submitted_ms, job.finished_ms),
-            " ".join(job.tags),
-        )
-    print_table(table)
 
 
 def _stdin(*, is_raw: bool) -> str:
@@ -271,49 +191,3 @@ def _print_result(job: Job) -> None:
         if error.partial is not None:
             print_json(result_object(ref, error.partial, error))
         raise
-
-
-def _rows(info: JobInfo, history: JobHistory) -> dict[str, str]:
-    """Returns what ``inspect`` shows, by name; what is empty is left out."""
-    shown = job_object(info, history)
-    rows = {name: str(shown[name]) for name in ("id", "tenant", "status")}
-    rows["reason"] = info.reason or ""
-    rows["error"] = f"{info.failure.code}: {info.failure.message}" if info.failure else ""
-    rows |= {"priority": PRIORITIES[info.priority], "tags": " ".join(info.tags), "tokens": str(info.n)}
-    rows["submitted"] = local_time(info.submitted_ms)
-    rows["waited"] = _between(info.submitted_ms, info.claimed_ms)
-    rows["ran"] = _between(info.claimed_ms, info.finished_ms)
-    rows["finished"] = local_time(info.finished_ms) if info.finished_ms else ""
-    rows["deadline"] = local_time(info.deadline_at_ms) if info.deadline_at_ms else ""
-    rows["result kept"] = duration(info.result_ttl_ms)
-    rows |= {"claims": str(info.claims), "attempts": f"{info.attempts} failed", "owner": info.owner or ""}
-    for one in history.tenures:
-        whence = f", from token {one.num_tokens}" if one.num_tokens else ""
-        rows[f"claim {one.number}"] = f"{local_time(one.claimed_ms)} {one.session}{whence}"
-    rows |= _rows_of_end(history.finish)
-    rows["suspect"] = "its last owner died" if info.suspect else ""
-    rows["request"] = f"{len(info.payload)} bytes" if info.payload else ""
-    given = {name: value for name, value in shown["sampling"].items() if value not in (None, [], {})}
-    rows["sampling"] = ", ".join(f"{name} {value}" for name, value in given.items())
-    return rows
-
-
-def _rows_of_end(finish: Finish | None) -> dict[str, str]:
-    if finish is None:
-        return {}
-    usage, timings = finish.usage, finish.timings
-    prompt = f"{usage.prompt_tokens} prompt ({usage.cached_tokens} cached)"
-    times = {
-        "queued": timings.queued_ms,
-        "prefill": timings.prefill_ms,
-        "first token": timings.first_token_ms,
-        "decode": timings.decode_ms,
-    }
-    told = f"{prompt}, {usage.completion_tokens} result"
-    timed = ", ".join(f"{name} {duration(ms)}" for name, ms in times.items())
-    # Where nobody but the queue was there at the end, as of a cancelled job, neither is known.
-    return {"usage": told if usage != Usage() else "", "timings": timed if timings != Timings() else ""}
-
-
-def _between(begin_ms: int | None, end_ms: int | None) -> str:
-    return "" if begin_ms is None or end_ms is None else duration(max(0, end_ms - begin_ms))

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""The arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ Url = Annotated[
 Namespace = Annotated[
     str | None, typer.Option("--namespace", help="First part of the service's keys.", show_default=False)
 ]
+JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 Tenant = Annotated[str, typer.Option("--tenant", "-t", help="Whose the jobs are.")]
 Priority = Annotated[str, typer.Option("--priority", help="high, normal or low.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="Label to find it by; repeatable.")]
