@@ -7,7 +7,7 @@ Redis cannot be reached.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from thinkstream_client.errors import Fenced, ThinkstreamError
@@ -61,8 +61,9 @@ class RedisQueue:
         partitions = self._keys.partitions
         sessions: dict[SessionId, SessionInfo] = {}
         for found in self._run_all([functions.sessions(self._keys, p) for p in partitions]):
-            for info in found:
-                sessions[info.session] = _joined(sessions.get(info.session), info)
+            for one in found:
+                known = sessions.get(one.session)
+                sessions[one.session] = one if known is None else known.joined(one)
         backlogs = self._run_all([functions.backlog(self._keys, p) for p in partitions])
         waiting = {p: _by_class(backlog) for p, backlog in zip(partitions, backlogs, strict=True)}
         return View(tuple(sessions.values()), waiting)
@@ -133,15 +134,3 @@ class RedisQueue:
 
 def _by_class(backlog: Backlog) -> tuple[int, ...]:
     return tuple(backlog.classes[priority].num_jobs for priority in sorted(backlog.classes))
-
-
-def _joined(known: SessionInfo | None, found: SessionInfo) -> SessionInfo:
-    """A session seen in several partitions: its slots are one, its jobs add up, each lease counts."""
-    if known is None:
-        return found
-    return replace(
-        known,
-        owned=known.owned + found.owned,
-        draining=known.draining or found.draining,
-        lease_left_ms=min(known.lease_left_ms, found.lease_left_ms),
-    )

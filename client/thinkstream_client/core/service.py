@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict, TypeVar
 
 from thinkstream_client.checks import check_integer, check_number
@@ -123,17 +123,7 @@ def _tenants(keys: Keys, patience_s: float) -> Operation[tuple[TenantInfo, ...]]
     parts = yield from ask_all([functions.tenants(keys, p) for p in keys.partitions], patience_s)
     found: dict[str, TenantInfo] = {}
     for one in (one for part in parts for one in part):
-        same = found.get(one.tenant)
-        found[one.tenant] = (
-            one
-            if same is None
-            else replace(
-                one,
-                num_queued=one.num_queued + same.num_queued,
-                num_queued_bytes=one.num_queued_bytes + same.num_queued_bytes,
-                num_running=one.num_running + same.num_running,
-            )
-        )
+        found[one.tenant] = found[one.tenant].joined(one) if one.tenant in found else one
     return tuple(found[name] for name in sorted(found))
 
 

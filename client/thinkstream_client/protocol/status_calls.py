@@ -46,6 +46,15 @@ class TenantInfo:
     num_queued_bytes: int = 0
     num_running: int = 0
 
+    def joined(self, same: TenantInfo) -> TenantInfo:
+        """The tenant as two partitions tell of it: its settings are one, what it uses adds up."""
+        return replace(
+            self,
+            num_queued=self.num_queued + same.num_queued,
+            num_queued_bytes=self.num_queued_bytes + same.num_queued_bytes,
+            num_running=self.num_running + same.num_running,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
