@@ -26,23 +26,17 @@ def main() -> None:
 
 def bench_step(folder: Path) -> None:
     """Tokens per second through `step` and through a bare function."""
-    server = EmbeddedServer(folder)
-    server.start()
-    try:
+    with EmbeddedServer(folder) as server:
         print("| streams | step tok/s | bare XLEN + XADD tok/s | ratio |\n|---|---|---|---|")
         for num_streams in (64, 256):
             row = measure_step(server.url, num_streams, num_rounds=9, steps_per_round=100)
             rates = f"{row['step_tokens_per_s']:,.0f} | {row['bare_tokens_per_s']:,.0f}"
             print(f"| {num_streams} | {rates} | {row['ratio']:.2f} |", flush=True)
-    finally:
-        server.stop()
 
 
 def bench_first_token(folder: Path) -> None:
     """Time added to the first token by everything round the model."""
-    server = EmbeddedServer(folder)
-    server.start()
-    try:
+    with EmbeddedServer(folder) as server:
         redis = RedisSettings(url=server.url)
         replica = ReplicaConfig(redis=redis, num_threads=1)
         service = start_service(ServiceOptions(redis=redis, replica=replica, show_logs=False))
@@ -51,8 +45,6 @@ def bench_first_token(folder: Path) -> None:
             row = measure_first_token(server.url, num_jobs=200)
         finally:
             service.stop()
-    finally:
-        server.stop()
     print("\n| jobs | added p50 ms | added p99 ms | prefill p50 ms |\n|---|---|---|---|")
     times = f"{row['added_p50_ms']:.1f} | {row['added_p99_ms']:.1f} | {row['prefill_p50_ms']:.0f}"
     print(f"| {row['jobs']} | {times} |")

@@ -72,14 +72,12 @@ def main() -> None:
     """Prints a table."""
     print("| streams | publish to client p50 ms | p99 ms | tokens/s with readers |\n|---|---|---|---|")
     for num_streams in (64, 256):
-        with tempfile.TemporaryDirectory(prefix="thinkstream-") as folder:
-            server = EmbeddedServer(Path(folder))
-            server.start()
-            try:
-                row = measure_latency(server.url, num_streams)
-                rate = measure_throughput(server.url, num_streams)
-            finally:
-                server.stop()
+        with (
+            tempfile.TemporaryDirectory(prefix="thinkstream-") as folder,
+            EmbeddedServer(Path(folder)) as server,
+        ):
+            row = measure_latency(server.url, num_streams)
+            rate = measure_throughput(server.url, num_streams)
         print(f"| {num_streams} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f} | {rate:,.0f} |", flush=True)
 
 

@@ -43,23 +43,16 @@ def measure_rival(name: str, url: str, num_jobs: int) -> float:
 def main() -> None:
     """Prints a table, each queue in turns on one server."""
     seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="thinkstream-") as folder:
-        server = EmbeddedServer(Path(folder))
-        server.start()
-        try:
-            for _ in range(NUM_ROUNDS):
-                for name in ("thinkstream", *RIVALS):
-                    with redis.Redis.from_url(server.url) as connection:
-                        connection.flushall()
-                    ours = name == "thinkstream"
-                    took_s = (
-                        measure_ours(server.url, NUM_JOBS)
-                        if ours
-                        else measure_rival(name, server.url, NUM_JOBS)
-                    )
-                    seconds.setdefault(name, []).append(took_s)
-        finally:
-            server.stop()
+    with tempfile.TemporaryDirectory(prefix="thinkstream-") as folder, EmbeddedServer(Path(folder)) as server:
+        for _ in range(NUM_ROUNDS):
+            for name in ("thinkstream", *RIVALS):
+                with redis.Redis.from_url(server.url) as connection:
+                    connection.flushall()
+                if name == "thinkstream":
+                    took_s = measure_ours(server.url, NUM_JOBS)
+                else:
+                    took_s = measure_rival(name, server.url, NUM_JOBS)
+                seconds.setdefault(name, []).append(took_s)
     rates = {name: NUM_JOBS / statistics.median(found) for name, found in seconds.items()}
     print("| queue | jobs/s | thinkstream is faster by |\n|---|---|---|")
     for name, rate in rates.items():

@@ -20,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from thinkstream_client.discovery import naming, write_whole
 from thinkstream_client.errors import ConfigError, ServiceUnavailable
@@ -35,7 +37,7 @@ _ROOM_BYTES = 64 << 10  # for what the server writes at its start: without it, i
 
 
 class EmbeddedServer:
-    """One server process; started by `start`, ended by `stop` or with its parent.
+    """One server process; started by `start`, ended by `stop` or with its parent; or both by ``with``.
 
     What it has acknowledged survives a stop and all but the last second survives a crash: it keeps an
     append-only file, synced every second, in ``folder``. It listens on the loopback only and evicts
@@ -50,6 +52,15 @@ class EmbeddedServer:
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     @property
     def url(self) -> str:

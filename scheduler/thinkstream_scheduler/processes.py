@@ -35,11 +35,10 @@ def boot_id() -> str:
 
 def marked(pids: Mapping[str, int]) -> dict[str, ProcessMark]:
     """Named processes as they can be found again; those that do not run are left out."""
-    started = {name: (pid, start_time(pid)) for name, pid in pids.items()}
     return {
-        name: ProcessMark(pid=pid, start_time=time)
-        for name, (pid, time) in started.items()
-        if time is not None
+        name: ProcessMark(pid=pid, start_time=started)
+        for name, pid in pids.items()
+        if (started := start_time(pid)) is not None
     }
 
 

@@ -87,6 +87,13 @@ def test_an_end_without_a_log_is_told_by_its_code(tmp_path: Path, monkeypatch: p
         EmbeddedServer(tmp_path).start()
 
 
+def test_it_runs_as_long_as_a_block(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        assert server.is_running
+        pid = server.pid
+    assert not server.is_running and not is_alive(pid)
+
+
 def test_a_full_disk_is_seen_before_the_server_meets_it(server: EmbeddedServer) -> None:
     with limited_files(4096), pytest.raises(ConfigError, match=rf"^{server.folder}: File too large$"):
         server.start()

@@ -75,17 +75,15 @@ def _service(num_layers: int, device: str, *, slots: int) -> Generator[str]:
         folder = Path(name)
         shape = {**RELEASED_SHAPE, "num_hidden_layers": num_layers}
         (folder / "config.json").write_text(json.dumps({"thinker_config": {"text_config": shape}}))
-        server = EmbeddedServer(folder / "redis")
-        server.start()
-        redis = RedisSettings(url=server.url)
-        model = f"random:{folder}/config.json"
-        replica = ReplicaConfig(redis=redis, model=model, device=device, slots=slots, max_context=4_096)
-        service = start_service(ServiceOptions(redis=redis, replica=replica, show_logs=True))
-        try:
-            yield server.url
-        finally:
-            service.stop()
-            server.stop()
+        with EmbeddedServer(folder / "redis") as server:
+            redis = RedisSettings(url=server.url)
+            model = f"random:{folder}/config.json"
+            replica = ReplicaConfig(redis=redis, model=model, device=device, slots=slots, max_context=4_096)
+            service = start_service(ServiceOptions(redis=redis, replica=replica, show_logs=True))
+            try:
+                yield server.url
+            finally:
+                service.stop()
 
 
 async def measure(
