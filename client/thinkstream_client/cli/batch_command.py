@@ -30,7 +30,8 @@ from thinkstream_client.files.jsonl import read_lines, result_line
 
 from . import options
 from .batch_run import BatchRun
-from .output import counted, duration, no_replica, notes, print_json, print_note
+from .output import counted, duration, notes, print_json, print_note
+from .presence import no_replica
 from .result_file import ResultFile
 
 Source = Annotated[
@@ -76,7 +77,7 @@ def batch(
     """
     lines = _read(source, target)
     with closing(Client(url, namespace=namespace)) as client:
-        has_replica = bool(client.replicas())
+        told = no_replica(client)
         start = partial(
             client.batch, tenant=tenant, priority=priority, tags=tag or (), max_in_flight=max_in_flight
         )
@@ -84,8 +85,8 @@ def batch(
         with ResultFile(target) as out:
             items = _missing(lines, out)
             out.forget_refusals({item.custom_id for item in items})
-            if items and not has_replica:
-                print_note(f"{no_replica(client.settings)}: the jobs wait in the queue")
+            if items and told:
+                print_note(f"{told}: the jobs wait in the queue")
             _write_results(run, items, out, is_shown=not as_json)
     if as_json:
         counts = {"done": run.num_done, "failed": run.num_failed, "tokens": run.num_tokens}

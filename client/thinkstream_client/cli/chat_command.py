@@ -17,7 +17,8 @@ from thinkstream_client.errors import ThinkstreamError
 from thinkstream_client.job import Job
 
 from . import options
-from .output import no_replica, print_error, print_note, print_stream, write_text
+from .output import print_error, print_note, print_stream, write_text
+from .presence import no_replica
 
 HELP = "Ctrl-C cancels an answer, /clear forgets the conversation, /exit or Ctrl-D ends, /help says this."
 
@@ -52,8 +53,8 @@ def chat(
         raise typer.BadParameter("the prompt is empty")
     sampling = options.sampling_fields(temperature, top_p, top_k, max_tokens, stop, seed)
     with closing(Client(url, namespace=namespace)) as client:
-        if not client.replicas():
-            print_note(f"{no_replica(client.settings)}: answers come once one is")
+        if told := no_replica(client):
+            print_note(f"{told}: answers come once one is")
         conversation = _Conversation(client, system, tenant, sampling)
         if once is None:
             _Talk(conversation).run()

@@ -18,7 +18,8 @@ from thinkstream_client.records import MAX_TOKENS, JobRef
 
 from . import options
 from .objects import result_object
-from .output import describe, no_replica, print_json, print_note, print_stream
+from .output import describe, print_json, print_note, print_stream
+from .presence import no_replica
 
 NewId = Annotated[str | None, typer.Option("--id", help="The job's id; else a new one.", show_default=False)]
 Prompt = Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.", show_default=False)]
@@ -159,9 +160,9 @@ def _follow(
 ) -> None:
     does = "runs on"
     try:
-        if not is_over and not client.replicas():
+        if not is_over and (told := no_replica(client)):
             does = "waits in the queue"
-            print_note(f"{no_replica(client.settings)}: job {job.id} {does}")
+            print_note(f"{told}: job {job.id} {does}")
         if as_json:
             _print_result(job)
         else:

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from thinkstream_client.job import TokenStream
 from thinkstream_client.outcome import Finish
-from thinkstream_client.settings import RedisSettings
 
 console = Console(highlight=False)
 notes = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)
@@ -33,11 +32,6 @@ def print_error(error: object) -> None:
 def print_note(text: str) -> None:
     """Prints a remark about the answer."""
     notes.print(text, markup=False)
-
-
-def no_replica(settings: RedisSettings) -> str:
-    """Returns the remark that nobody serves, and where that was looked for."""
-    return f"no replica is alive at {settings.masked_url}, namespace {settings.namespace}"
 
 
 def counted(number: int, name: str) -> str:

@@ -14,6 +14,7 @@ from tests.support.service import ThreadedService
 from tests.support.worker import tokens_of
 
 from thinkstream_client import Client
+from thinkstream_client.cli import app
 from thinkstream_client.errors import CommandRefused, ConfigError, RecordInvalid, ThinkstreamError
 from thinkstream_client.outcome import JobStatus
 from thinkstream_client.protocol import functions
@@ -97,6 +98,26 @@ def test_every_role_can_do_its_work(guarded: Guarded) -> None:
         ]
         assert connection.run(functions.dead_letters(keys, 0)) == []
         connection.close()
+
+
+@pytest.mark.parametrize("command", ["submit", "chat", "batch"])
+def test_a_tenant_may_use_the_commands(
+    guarded: Guarded, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "one", "max_tokens": 2}\n')
+    arguments = {
+        "submit": ["a prompt", "--raw", "-n", "2"],
+        "chat": ["--once", "a prompt", "-n", "2"],
+        "batch": [str(source), "-o", str(target)],
+    }
+    url = guarded.settings("client-acme").url
+    with (
+        ThreadedService(guarded.settings("scheduler"), guarded.settings("worker")),
+        pytest.raises(SystemExit) as ended,
+    ):
+        app.run([command, *arguments[command], "--tenant", "acme", "--url", url])
+    assert ended.value.code == 0, capsys.readouterr().err
 
 
 def test_a_replica_takes_a_key_away_that_stands_in_its_way(guarded: Guarded) -> None:
