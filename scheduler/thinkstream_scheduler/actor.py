@@ -13,9 +13,9 @@ import ray
 import ray.exceptions
 
 from thinkstream_workers.config import ReplicaConfig
+from thinkstream_workers.log_format import LOG_FORMAT
 
 from .config import SchedulerConfig, ray_namespace
-from .log_file import LOG_FORMAT
 from .loop import Scheduler
 from .pool import RayPool, explained
 from .redis_queue import RedisQueue

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, TextIO
 
 from thinkstream_client.errors import ConfigError, ServiceError, ServiceUnavailable, ThinkstreamError
+from thinkstream_workers.log_format import LOG_FORMAT
 
-from .log_file import LOG_FORMAT
 from .serve import serve
 from .state_folder import only_one
 from .up_arguments import UpArguments

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 from thinkstream_client.discovery import naming, state_dir
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-"""Of every process of a service."""
+from thinkstream_workers.log_format import LOG_FORMAT
 
 _LOG_FILE = "up.log"
 _FORMER_LOG_FILE = "up.log.1"

@@ -49,7 +49,7 @@ def test_a_killed_actor_is_noticed_and_another_goes_on(
 ) -> None:
     first, second = start("first"), start("second")
     info: Any = ray.get(first.ready.remote())
-    assert info.pid == ray.get(first.pid.remote()) != os.getpid()
+    assert info.pid != os.getpid()
     assert ray.get(first.next_session.remote(None)) == info.session
     dead = first.next_session.remote(info.session)
     ref = service.submit("job", max_tokens=200, ignore_eos=True)

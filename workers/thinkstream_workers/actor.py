@@ -18,6 +18,7 @@ from thinkstream_client.protocol.functions import Claimed
 from thinkstream_client.records import SessionId
 
 from .config import ReplicaConfig
+from .log_format import LOG_FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ReplicaActor:
 
         from .replica import Replica
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._replica = Replica(config, on_death=_exit)
@@ -78,11 +79,6 @@ class ReplicaActor:
     async def drain(self, timeout_s: float) -> None:
         """Takes no more jobs, waits for those in hand, gives the rest back and ends the session."""
         await asyncio.to_thread(self._replica.drain, timeout_s)
-
-    @ray.method
-    async def pid(self) -> int:
-        """The process it runs in."""
-        return os.getpid()
 
     @ray.method
     async def next_session(self, known: SessionId | None) -> SessionId:

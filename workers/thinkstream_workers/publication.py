@@ -56,6 +56,7 @@ class Publication:
         text: A fresh detokenizer with the job's stop strings.
 
     Attributes:
+        num_published: Tokens that are in the stream, as far as is known here.
         end: Why the job ended, once it has.
         num_cached_tokens: Tokens of the prompt that did not have to be computed, once it has started.
     """
