@@ -136,13 +136,14 @@ def test_sweep_sets_aside_for_those_who_may_not(partition: Partition, name: str)
 
 
 @pytest.mark.parametrize("name", [*SHARED, *OTHERS])
-def test_what_only_reads_finds_nothing_in_a_key_of_another_type(partition: Partition, name: str) -> None:
+def test_what_only_reads_passes_over_a_key_of_another_type(partition: Partition, name: str) -> None:
     some_life(partition)
     partition.raw.set(KEYS.prefix(0) + name, "text")
     for read in (functions.backlog, functions.sessions, functions.tenants):
         partition.run(read(KEYS, 0))
     for tag in (None, "t"):
         partition.run(functions.list_jobs(KEYS, 0, "a", tag=tag))
+    assert partition.raw.get(KEYS.prefix(0) + name) == b"text"
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -197,7 +198,8 @@ def test_a_batch_that_is_none(partition: Partition, field: str, value: str) -> N
 def test_a_batchs_counts_that_are_none(partition: Partition, value: str) -> None:
     partition.raw.hset(KEYS.batch(0, "a", "b"), mapping={"closed": "1", "expired": value})
     partition.run(functions.batch_close(KEYS, 0, "a", "b"))
-    partition.run(functions.read_batch_end(KEYS, 0, "a", "b"))
+    end = partition.run(functions.read_batch_end(KEYS, 0, "a", "b"))
+    assert end is not None and (end.num_jobs, end.ended_ms > 0) == (0, True)
 
 
 def test_a_jobs_batch_that_is_no_name(partition: Partition) -> None:
