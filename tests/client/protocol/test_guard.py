@@ -136,7 +136,7 @@ def test_sweep_sets_aside_for_those_who_may_not(partition: Partition, name: str)
 
 
 @pytest.mark.parametrize("name", [*SHARED, *OTHERS])
-def test_what_only_reads_passes_over_a_key_of_another_type(partition: Partition, name: str) -> None:
+def test_what_only_reads_finds_nothing_in_a_key_of_another_type(partition: Partition, name: str) -> None:
     some_life(partition)
     partition.raw.set(KEYS.prefix(0) + name, "text")
     for read in (functions.backlog, functions.sessions, functions.tenants):
