@@ -1,14 +1,8 @@
-"""What ``--model`` may name, and everything that can be read from it.
-
-demo                          the small checkpoint that comes with the package
-random:CONFIG[,seed=N]        random weights in the shape of a config.json, for measurements
-PATH                          a checkpoint's folder
-"""
+"""A model that was named, and everything that can be read from it."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +14,12 @@ from .digest import model_digest, random_model_digest, tokenizer_digest
 from .errors import ConfigError
 from .generation import GenerationDefaults
 from .loader import load_weights
+from .model_name import ModelName
 from .parameters import ThinkerWeights
 from .thinker import random_weights
 from .tokenizer import TOKENIZER_FILES, Tokenizer
 
 logger = logging.getLogger(__name__)
-
-_DEMO = Path(__file__).with_name("demo")
-_RANDOM = re.compile(r"random:(?P<config>.+?)(,seed=(?P<seed>\d{1,18}))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +38,17 @@ class Checkpoint:
 
     @classmethod
     def resolve(cls, model: str | Path) -> Checkpoint:
-        """Find what the words name, and read its config.
+        """Find what a ``ModelName`` names, and read its config.
 
         Raises:
             ConfigError: There is no such folder or file, or its config does not describe a Thinker.
         """
-        if model == "demo":
-            return cls(folder=_DEMO, config=ThinkerConfig.from_json(_DEMO))
-        if random := _RANDOM.fullmatch(str(model)):
-            file = Path(random["config"])
-            file = file / "config.json" if file.is_dir() else file
-            return cls(
-                folder=file.parent,
-                config=ThinkerConfig.from_json(file),
-                random_seed=int(random["seed"] or 0),
-            )
-        folder = Path(model)
-        if not folder.is_dir():
-            raise ConfigError(folder, "", "a checkpoint's folder", "no such folder")
-        return cls(folder=folder, config=ThinkerConfig.from_json(folder))
+        path, random_seed = ModelName.parse(str(model))
+        if path.is_dir():
+            return cls(folder=path, config=ThinkerConfig.from_json(path), random_seed=random_seed)
+        if random_seed is None:
+            raise ConfigError(path, "", "a checkpoint's folder", "no such folder")
+        return cls(folder=path.parent, config=ThinkerConfig.from_json(path), random_seed=random_seed)
 
     def load_weights(
         self,

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
 
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.settings import RedisSettings
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.errors import ModelError
+from thinkstream_model.model_name import DEMO, ModelName
 from thinkstream_workers import host_memory
 from thinkstream_workers.config import ReplicaConfig
 from thinkstream_workers.engine_config import MAX_KV_BYTES, EngineConfig
@@ -23,9 +22,6 @@ from .config import MAX_WAIT_S, SchedulerConfig
 from .launch import ServiceOptions
 from .resources import num_cores
 
-_DEMO = "demo"
-_DEMO_FOLDER = Path(str(resources.files("thinkstream_model") / "demo"))
-_RANDOM = re.compile(r"random:(?P<config>.+?)(?P<seed>,seed=\d{1,18})?")
 _HUB_NAME = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number of each."""
@@ -62,7 +58,7 @@ class UpArguments:
     num_partitions: int | None = None
     namespace: str = "ts"
     ray_address: str | None = None
-    model: str = _DEMO
+    model: str = DEMO
     num_replicas: int = 1
     slots: int = 32
     device: str = "cpu"
@@ -201,19 +197,15 @@ def _found_model(model: str) -> tuple[str, ThinkerConfig]:
     Raises:
         ConfigError: It is not there, or not one of ours.
     """
-    random = _RANDOM.fullmatch(model)
-    path = _DEMO_FOLDER if model == _DEMO else Path(random["config"] if random else model)
-    if not (path.exists() if random else path.is_dir()):
+    name = ModelName.parse(model)
+    is_read = name.random_seed is None
+    if not (name.path.is_dir() if is_read else name.path.exists()):
         hint = "; a hub's name is not fetched: download it first" if _HUB_NAME.fullmatch(model) else ""
-        raise ConfigError(f"model {model}: no such {'file' if random else 'folder'}{hint}")
+        raise ConfigError(f"model {model}: no such {'folder' if is_read else 'file'}{hint}")
     try:
-        config = ThinkerConfig.from_json(path)
+        config = ThinkerConfig.from_json(name.path)
     except ModelError as error:
         raise ConfigError(f"model {model}: {error}") from error
-    if model == _DEMO:
-        return model, config
-    if random:
-        return f"random:{path.absolute()}{random['seed'] or ''}", config
-    if not any(path.glob("*.safetensors")):
+    if is_read and not any(name.path.glob("*.safetensors")):
         raise ConfigError(f"model {model}: no weights (*.safetensors) in this folder")
-    return str(path.absolute()), config
+    return name.from_anywhere(), config
