@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,23 +101,31 @@ def test_every_role_can_do_its_work(guarded: Guarded) -> None:
         connection.close()
 
 
-@pytest.mark.parametrize("command", ["submit", "chat", "batch"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "submit 'a prompt' --raw -n 2 --id {name}-new",
+        "attach {name}",
+        "inspect {name}",
+        "cancel {name}",
+        "jobs",
+        "chat --once 'a prompt' -n 2",
+        "batch {folder}/in.jsonl -o {folder}/out.jsonl",
+    ],
+)
 def test_a_tenant_may_use_the_commands(
     guarded: Guarded, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text('{"prompt": "one", "max_tokens": 2}\n')
-    arguments = {
-        "submit": ["a prompt", "--raw", "-n", "2"],
-        "chat": ["--once", "a prompt", "-n", "2"],
-        "batch": [str(source), "-o", str(target)],
-    }
-    url = guarded.settings("client-acme").url
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one", "max_tokens": 2}\n')
+    settings, name = guarded.settings("client-acme"), f"of-{command.split()[0]}"
     with (
         ThreadedService(guarded.settings("scheduler"), guarded.settings("worker")),
+        Client(settings=settings) as client,
         pytest.raises(SystemExit) as ended,
     ):
-        app.run([command, *arguments[command], "--tenant", "acme", "--url", url])
+        client.submit("a prompt", id=name, tenant="acme", max_tokens=2).result(timeout_s=10)
+        arguments = shlex.split(command.format(name=name, folder=tmp_path))
+        app.run([*arguments, "--tenant", "acme", "--url", settings.url])
     assert ended.value.code == 0, capsys.readouterr().err
 
 
