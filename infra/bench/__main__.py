@@ -5,6 +5,7 @@ Each figure stands beside a limit that was taken in the same run; none is a test
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .queue_step import measure_step
 
 def main() -> None:
     """Run everything, a server of its own for each part."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     with tempfile.TemporaryDirectory(prefix="thinkstream-") as folder:
         bench_step(Path(folder) / "step")
         bench_first_token(Path(folder) / "first")

@@ -8,6 +8,7 @@ text of each token is the time at which the Publisher took it.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 import tempfile
@@ -70,6 +71,7 @@ def measure_throughput(url: str, num_streams: int) -> float:
 
 def main() -> None:
     """Prints a table."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     print("| streams | publish to client p50 ms | p99 ms | tokens/s with readers |\n|---|---|---|---|")
     for num_streams in (64, 256):
         with (

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import tempfile
@@ -42,6 +43,7 @@ def measure_rival(name: str, url: str, num_jobs: int) -> float:
 
 def main() -> None:
     """Prints a table, each queue in turns on one server."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="thinkstream-") as folder, EmbeddedServer(Path(folder)) as server:
         for _ in range(NUM_ROUNDS):

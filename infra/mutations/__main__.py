@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from .catalog import MUTATIONS, REDUNDANT
@@ -10,6 +11,7 @@ from .gate import judge
 
 def main() -> int:
     """Runs the gate over every mutation and prints what is removed and what notices."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     survivors = 0
     print("| Function | Check removed | Caught by |\n|---|---|---|")
     for verdict in judge(MUTATIONS):
