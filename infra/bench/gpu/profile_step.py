@@ -26,7 +26,7 @@ from thinkstream_model.sampler import SamplingInputs
 from thinkstream_model.thinker import Thinker
 from thinkstream_workers.step_graphs import CudaCapture, Graph
 
-from .ceilings import read_bandwidth, timed_events
+from .ceilings import read_bandwidth, timed_ms
 from .hits import counting_thinker
 from .samplings import SAMPLINGS
 from .shape import step_bytes
@@ -49,7 +49,7 @@ def main() -> None:
     for batch in batches:
         step = _step(thinker, kv, batch, args.context, SAMPLINGS[args.sampling])
         graph, graph_bytes = _captured(step)
-        step_ms = _time_ms(graph)
+        step_ms = _median_ms(graph)
         counting.count(batch)
         step()  # behind the replays, with the ids that they came to
         num_keys, hits = batch * args.context, counting.mean_hits
@@ -153,15 +153,8 @@ def _sampling(thinker: Thinker, batch: int, context: int, chosen: GenerationDefa
     )
 
 
-def _time_ms(graph: Graph) -> float:
-    times_ms: list[float] = []
-    for _ in range(_NUM_REPLAYS):
-        began, ended = timed_events()
-        began.record()
-        graph.replay()
-        ended.record()
-        ended.synchronize()
-        times_ms.append(began.elapsed_time(ended))
+def _median_ms(graph: Graph) -> float:
+    times_ms = [timed_ms(graph.replay) for _ in range(_NUM_REPLAYS)]
     return statistics.median(times_ms[3:])
 
 

@@ -22,7 +22,7 @@ from thinkstream_model.kernels import attention_prefill, dense, experts, many_ro
 from thinkstream_model.kernels.router import lists_of
 from thinkstream_model.kernels.tiles import Tile
 
-from .ceilings import timed_events
+from .ceilings import timed_ms
 
 _HIDDEN, _QKV, _HEADS, _INNER, _NUM_EXPERTS, _TOP_K = 2_048, 5_120, 4_096, 768, 128, 8
 
@@ -96,15 +96,8 @@ class _Tuner:
         with torch.cuda.graph(graph):
             for layer in range(self.num_layers):
                 run(layer)
-        times_ms: list[float] = []
-        for _ in range(6):
-            began, ended = timed_events()
-            began.record()
-            graph.replay()
-            ended.record()
-            ended.synchronize()
-            times_ms.append(began.elapsed_time(ended))
-        return sorted(times_ms)[2] * 1e3 / self.num_layers
+        times_ms = sorted(timed_ms(graph.replay) for _ in range(6))
+        return times_ms[2] * 1e3 / self.num_layers
 
 
 def _tune_dense(tuner: _Tuner, num_rows: int) -> None:
