@@ -81,7 +81,7 @@ class UpArguments:
         if self.ray_address is not None:
             check_address(self.ray_address)
         model, config = _found_model(self.model)
-        self._check_memory(config)
+        self._check_kv_memory(config)
         # Which server it will be changes nothing of what is checked.
         self.service_options(self.redis_settings(self.redis_url or _ANY_SERVER), "")
         self._check_replicas(config)
@@ -136,6 +136,11 @@ class UpArguments:
         """Whether the replicas compute on this machine's cores, in its memory."""
         return self.device == "cpu" and self.ray_address is None
 
+    @property
+    def _shared_bytes(self) -> int | None:
+        """Memory of this machine, where the replicas share it and it is known."""
+        return host_memory.total_bytes() if self._is_on_our_cores else None
+
     def _check_drain(self) -> None:
         if not 0.0 <= self.drain_timeout_s <= MAX_WAIT_S:
             raise ConfigError(
@@ -143,15 +148,18 @@ class UpArguments:
             )
 
     def _check_replicas(self, config: ThinkerConfig) -> None:
-        total = host_memory.total_bytes() if self._is_on_our_cores else None
+        total = self._shared_bytes
+        if total is None:
+            return
         each = _PROCESS_BYTES + config.num_parameters * self._dtype_bytes
-        if total is not None and self.num_replicas > max(1, allowed := total // each):
+        allowed = max(1, total // each)
+        if self.num_replicas > allowed:
             raise ConfigError(
-                f"--replicas: got {self.num_replicas}, allowed: up to {max(1, allowed)}, for each takes "
+                f"--replicas: got {self.num_replicas}, allowed: up to {allowed}, for each takes "
                 f"{_size(each)} of this machine's {_size(total)} of memory at least"
             )
 
-    def _check_memory(self, config: ThinkerConfig) -> None:
+    def _check_kv_memory(self, config: ThinkerConfig) -> None:
         given = self.kv_memory_bytes
         if given is None:
             return
@@ -162,7 +170,7 @@ class UpArguments:
                 f"--kv-memory: got {given} bytes, allowed: at least {least}, the keys and values of "
                 f"{block_size} tokens; sizes have units, as in 8GiB"
             )
-        total = host_memory.total_bytes() if self._is_on_our_cores else None
+        total = self._shared_bytes
         allowed = MAX_KV_BYTES if total is None else total // max(1, self.num_replicas)
         if given > allowed:
             raise ConfigError(
