@@ -83,6 +83,18 @@ def _load_queries(
         q_groups.index(warp_group).store(q_RC)
 
 
+@gluon.jit
+def _new_barriers() -> gl.tensor:
+    """A stage's tile is full when its copy says so, and empty when every warp group does."""
+    barriers = gl.allocate_shared_memory(gl.int64, [4 * NUM_STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(NUM_STAGES):
+        mbarrier.init(barriers.index(KEYS_FULL + stage), count=1)
+        mbarrier.init(barriers.index(KEYS_EMPTY + stage), count=NUM_GROUPS)
+        mbarrier.init(barriers.index(VALUES_FULL + stage), count=1)
+        mbarrier.init(barriers.index(VALUES_EMPTY + stage), count=NUM_GROUPS)
+    return barriers  # pyright: ignore[reportReturnType] # typed as what takes them types them
+
+
 @gluon.jit(
     do_not_specialize=("num_sequences", "table_stride", "no_row"),
     do_not_specialize_on_alignment=("block_tables", "cu_seqlens", "context_lens"),
@@ -132,12 +144,7 @@ def _prefill_kernel(
     ones = gl.full([SUM_COLUMNS, TILE_KEYS], 1.0, gl.bfloat16, layout=ones_layout)
     ones_XK = gl.allocate_shared_memory(gl.bfloat16, [SUM_COLUMNS, TILE_KEYS], PAGE_LAYOUT, ones)
     ones_KX = ones_XK.permute((1, 0))
-    barriers = gl.allocate_shared_memory(gl.int64, [4 * NUM_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(NUM_STAGES):
-        mbarrier.init(barriers.index(KEYS_FULL + stage), count=1)
-        mbarrier.init(barriers.index(KEYS_EMPTY + stage), count=NUM_GROUPS)
-        mbarrier.init(barriers.index(VALUES_FULL + stage), count=1)
-        mbarrier.init(barriers.index(VALUES_EMPTY + stage), count=NUM_GROUPS)
+    barriers = _new_barriers()
     if DEPENDENT:  # the step's inputs are older than the launch before this one
         gdc_wait()
         gdc_launch_dependents()
