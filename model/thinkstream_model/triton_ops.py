@@ -16,11 +16,10 @@ from torch import Tensor
 
 from .config import ThinkerConfig
 from .inputs import StepInputs, count_decodes
-from .kernels import few_rows
 from .kernels.attention_decode import decode_attention
 from .kernels.attention_prefill import prefill_attention
 from .kernels.dense import linear, linear_in_parts
-from .kernels.experts import experts
+from .kernels.experts import experts, needs_lists
 from .kernels.norm import add_rms_norm, rms_norm
 from .kernels.prologue import attention_prologue
 from .kernels.router import route
@@ -85,8 +84,8 @@ class TritonOps:
         return linear(silu_and_multiply(linear(hidden_TD, gate_up_2ID)), down_DI)
 
     def route(self, hidden_TD: Tensor, router_ED: Tensor, top_k: int, *, renormalize: bool) -> Routing:
-        """See ``Ops.route``. A few rows find their experts without lists."""
-        with_lists = not few_rows.are_few(hidden_TD)
+        """See ``Ops.route``."""
+        with_lists = needs_lists(hidden_TD)
         return Routing(*route(hidden_TD, router_ED, top_k, renormalize=renormalize, with_lists=with_lists))
 
     def experts(

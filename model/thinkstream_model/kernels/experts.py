@@ -137,6 +137,11 @@ def _down_kernel(
         tl.store(places, total.to(outputs.dtype.element_ty), mask=inside)
 
 
+def needs_lists(hidden_TD: Tensor) -> bool:
+    """Whether ``experts`` is best given lists, for so many rows of this kind."""
+    return not few_rows.are_few(hidden_TD)
+
+
 def experts(
     hidden_TD: Tensor,
     slots_TK: Tensor,
