@@ -125,7 +125,7 @@ class FreeReplica:
             thread.start()
 
     def close(self) -> None:
-        """Stops; what it owns stays owned until the lease is over."""
+        """Stop; what it owns stays owned until the lease is over."""
         self._stopping.set()
         self._intake.stop()
         self._publisher.stop()
@@ -192,7 +192,7 @@ class StampText(WordText):
 def free_replica(
     url: str, *, step_s: float = 0.0, ends_at_once: bool = False, stamped: bool = False
 ) -> Generator[None, None, None]:
-    """Runs a replica in a process of its own, as a worker has; see ``FreeReplica``.
+    """Run a replica in a process of its own, as a worker has; see ``FreeReplica``.
 
     Args:
         url: Redis.

@@ -39,7 +39,7 @@ async def _follow(job: AsyncJob, latencies_ms: list[float]) -> int:
 
 
 async def follow_all(url: str, num_streams: int, num_tokens: int) -> tuple[list[float], float]:
-    """Follows so many jobs.
+    """Follow so many jobs.
 
     Returns:
         Latency of every token in milliseconds, sorted, and tokens per second over all streams.
@@ -55,7 +55,7 @@ async def follow_all(url: str, num_streams: int, num_tokens: int) -> tuple[list[
 
 
 def measure_latency(url: str, num_streams: int) -> dict[str, float]:
-    """Returns median and 99th percentile in milliseconds at ten tokens per second and stream."""
+    """Return median and 99th percentile in milliseconds at ten tokens per second and stream."""
     with free_replica(url, step_s=STEP_S, stamped=True):
         latencies_ms, _ = asyncio.run(follow_all(url, num_streams, TOKENS_PER_STREAM))
     p99 = latencies_ms[int(len(latencies_ms) * 0.99)]
@@ -63,14 +63,14 @@ def measure_latency(url: str, num_streams: int) -> dict[str, float]:
 
 
 def measure_throughput(url: str, num_streams: int) -> float:
-    """Returns tokens per second that reach the client while decoding costs nothing."""
+    """Return tokens per second that reach the client while decoding costs nothing."""
     with free_replica(url, stamped=True):
         _, tokens_per_s = asyncio.run(follow_all(url, num_streams, TOKENS_PER_STREAM))
     return tokens_per_s
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     print("| streams | publish to client p50 ms | p99 ms | tokens/s with readers |\n|---|---|---|---|")
     for num_streams in (64, 256):

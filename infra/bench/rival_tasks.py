@@ -30,7 +30,7 @@ if _RIVAL == "celery":
 
     @app.task(name="empty")
     def empty_celery() -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 if _RIVAL == "taskiq":
@@ -40,14 +40,14 @@ if _RIVAL == "taskiq":
 
     @broker.task(task_name="empty")
     async def empty_taskiq() -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 if _RIVAL == "arq":
     from arq.connections import RedisSettings
 
     async def empty_arq(context: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     class WorkerSettings:
         """What ``arq`` starts."""
@@ -59,7 +59,7 @@ if _RIVAL == "arq":
 
 
 async def time_arq(counts: list[int]) -> float:
-    """Submits and waits for every result, so many jobs at a time; returns the seconds of the last time."""
+    """Submit and wait for every result, so many jobs at a time; returns the seconds of the last time."""
     from arq import create_pool
 
     pool = await create_pool(WorkerSettings.redis_settings)
@@ -99,7 +99,7 @@ def time_celery(counts: list[int]) -> float:
 
 
 async def _in_turns(calls: list[Any]) -> list[Any]:
-    """Runs so many at a time that each library's connections suffice."""
+    """Run so many at a time that each library's connections suffice."""
     found: list[Any] = []
     for start in range(0, len(calls), AT_A_TIME):
         found += await asyncio.gather(*(call() for call in calls[start : start + AT_A_TIME]))
@@ -131,7 +131,7 @@ WORKERS = {
 
 
 def main() -> None:
-    """Starts a worker, warms it up, and prints the time."""
+    """Start a worker, warm it up, and print the time."""
     counts = [int(sys.argv[4]), int(sys.argv[3])]
     command = [sys.executable, "-m", *WORKERS[_RIVAL]]
     worker = subprocess.Popen(

@@ -25,7 +25,7 @@ NUM_JOBS, NUM_WARM_UP, NUM_ROUNDS = 1000, 200, 3
 
 
 def measure_ours(url: str, num_jobs: int) -> float:
-    """Returns seconds from the first submission to the last result."""
+    """Return seconds from the first submission to the last result."""
     with free_replica(url, ends_at_once=True), Client(url) as client:
         _run_ours(client, NUM_WARM_UP)
         started_s = time.perf_counter()
@@ -34,7 +34,7 @@ def measure_ours(url: str, num_jobs: int) -> float:
 
 
 def measure_rival(name: str, url: str, num_jobs: int) -> float:
-    """Returns the same of another queue."""
+    """Return the same of another queue."""
     python = HOMES / name / "bin" / "python"
     command = [str(python), "-m", "infra.bench.rival_tasks", name, url, str(num_jobs), str(NUM_WARM_UP)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
@@ -42,7 +42,7 @@ def measure_rival(name: str, url: str, num_jobs: int) -> float:
 
 
 def main() -> None:
-    """Prints a table, each queue in turns on one server."""
+    """Print a table, each queue in turns on one server."""
     argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="thinkstream-") as folder, EmbeddedServer(Path(folder)) as server:
