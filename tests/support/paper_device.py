@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +13,7 @@ from thinkstream_workers.buckets import Bucket
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.mailboxes import Inbox, Outbox
 from thinkstream_workers.orders import JobKey, Order, SequenceEnd, Started, TokenOut
+from thinkstream_workers.pacing import Pace
 from thinkstream_workers.rehearsal import Rehearsal
 from thinkstream_workers.runner import ModelRunner
 from thinkstream_workers.step_arrays import Array, input_arrays
@@ -36,6 +37,7 @@ class Told:
     batch: Batch
     ids: list[int]
     read: bool = False
+    kind: None = None
 
 
 @dataclass
@@ -45,6 +47,7 @@ class PaperDevice:
     block_size: int = 4
     announced: list[JobKey | None] = field(default_factory=list[JobKey | None])
     told: list[Told] = field(default_factory=list[Told])
+    ended: list[Told] = field(default_factory=list[Told])
     num_ahead: int = 0
     num_launches: int = 0
     rehearsed: list[tuple[int, Bucket]] = field(default_factory=list[tuple[int, Bucket]])
@@ -71,6 +74,9 @@ class PaperDevice:
         self.num_ahead += before is not None
         self.told.append(told)
         return told
+
+    def has_ended(self, told: Told) -> bool:
+        return told in self.ended
 
     def collect(self, told: Told) -> SampledTokens:
         assert next(other for other in self.told if not other.read) is told
@@ -99,6 +105,27 @@ class PaperDevice:
         return [self._slots[blocks[place // size] * size + place % size] for place in places]
 
 
+class PaperPace(Pace):
+    """Has something happen wherever the engine may wait; it may return for how many seconds more.
+
+    Attributes:
+        was_late: Of each step that was launched, whether it was late.
+    """
+
+    def __init__(self, meanwhile: Callable[[], float | None]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+        self.was_late: list[bool] = []
+
+    @property
+    def spare_s(self) -> float:
+        return self._meanwhile() or 0.0
+
+    def launched(self, kind: Hashable, *, is_late: bool) -> None:
+        self.was_late.append(is_late)
+        super().launched(kind, is_late=is_late)
+
+
 class EagerInbox(Inbox):
     """Never waits: the test knows what comes when."""
 
@@ -112,6 +139,7 @@ class Heard:
 
     device: PaperDevice
     engine: Engine
+    pace: PaperPace
     tokens: dict[JobKey, list[TokenOut]] = field(default_factory=dict[JobKey, list[TokenOut]])
     ends: dict[JobKey, SequenceEnd] = field(default_factory=dict[JobKey, SequenceEnd])
     started: list[Started] = field(default_factory=list[Started])
@@ -129,9 +157,13 @@ def play(
     max_num_seqs: int = 4,
     max_context: int = 1000,
     on_launch: Callable[[Batch], None] = lambda batch: None,
+    meanwhile: Callable[[PaperDevice, Inbox, Outbox], None] = lambda device, inbox, outbox: None,
     buckets: Sequence[Bucket] = (),
 ) -> Heard:
-    """Runs an engine until nothing is left to do; ``turns[n]`` are the orders that come at its n-th turn."""
+    """Runs an engine until nothing is left to do; ``turns[n]`` are the orders that come at its n-th turn.
+
+    ``meanwhile`` is what happens when the engine has launched all it can and may wait for orders.
+    """
     device = PaperDevice(on_launch=on_launch)
     batcher = Batcher(
         BlockManager(num_blocks, device.block_size),
@@ -149,13 +181,13 @@ def play(
         if turn > len(turns) and not batcher.has_work:
             engine.stop()
 
-    runner = cast("ModelRunner", device)
+    runner, pace = cast("ModelRunner", device), PaperPace(lambda: meanwhile(device, inbox, outbox))
     engine = Engine(
-        batcher=batcher, runner=runner, inbox=inbox, outbox=outbox, announce=device.announce,
+        batcher=batcher, runner=runner, inbox=inbox, outbox=outbox, pace=pace, announce=device.announce,
         on_turn=on_turn, run_ahead=run_ahead, rehearsal=Rehearsal(runner, buckets),
     )  # fmt: skip
     engine.run()
-    return _listen(Heard(device, engine), outbox)
+    return _listen(Heard(device, engine, pace), outbox)
 
 
 def _listen(heard: Heard, outbox: Outbox) -> Heard:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import cast
 from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.paper_device import NO_NUMBERS, POISON, Heard, play
+from tests.support.paper_device import (
+    NO_NUMBERS,
+    POISON,
+    EagerInbox,
+    Heard,
+    PaperDevice,
+    PaperPace,
+    play,
+)
 
 from thinkstream_client.outcome import FinishReason
 from thinkstream_client.records import JobRef
 from thinkstream_workers import batcher as batcher_module
 from thinkstream_workers.batch import Batch
+from thinkstream_workers.batcher import Batcher
+from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.engine import Engine
+from thinkstream_workers.mailboxes import Inbox, Outbox
 from thinkstream_workers.orders import JobKey, Order, Started, Stop, Submit
+from thinkstream_workers.runner import ModelRunner
 from thinkstream_workers.sampling import ResolvedSampling
 
 
@@ -200,6 +215,69 @@ def test_a_suspect_is_announced_when_nothing_else_is_in_flight() -> None:
     assert ahead.device.num_ahead == 7
     _, ahead = play_both([[submit_of(1, alone=True)], [], [], [Stop(key=key_of(1))]])
     assert ahead.device.announced == [key_of(1), None]
+
+
+def test_who_comes_while_a_step_is_in_flight_is_in_the_next_one() -> None:
+    launched: list[int] = []
+
+    def meanwhile(device: PaperDevice, inbox: Inbox, _: Outbox) -> None:
+        if device.num_launches == 3:
+            inbox.put(submit_of(2, max_tokens=4))
+
+    play(
+        [[submit_of(1)]], run_ahead=True, meanwhile=meanwhile,
+        on_launch=lambda batch: launched.append(len(batch.sequences)),
+    )  # fmt: skip
+    assert launched == [1, 1, 1, 2, 2, 2, 2, 1]
+
+
+def test_what_a_step_brought_is_handed_out_before_anything_is_waited_for() -> None:
+    handed_out: list[int] = []
+
+    def meanwhile(device: PaperDevice, _: Inbox, outbox: Outbox) -> None:
+        num_tokens = 0
+        while (output := outbox.get(0.0)) is not None:
+            num_tokens += len(output.tokens)
+        handed_out.append(num_tokens)
+        assert [told.read for told in device.told] == [True] * (device.num_launches - 1) + [False]
+
+    play([[], [submit_of(1)]], run_ahead=True, meanwhile=meanwhile)
+    assert handed_out == [0] + [1] * 7
+
+
+def test_nothing_is_waited_for_where_nothing_is_in_flight() -> None:
+    def meanwhile(*_: object) -> None:
+        raise AssertionError
+
+    play([[], [submit_of(1, penalty=0.5), submit_of(2)], []], run_ahead=True, meanwhile=meanwhile)
+    play([[], [submit_of(1)], []], run_ahead=False, meanwhile=meanwhile)
+
+
+def test_a_step_is_late_where_the_one_before_it_has_ended() -> None:
+    def end_third(device: PaperDevice, *_: object) -> None:
+        if device.num_launches == 3:
+            device.ended.append(device.told[-1])
+
+    assert play([[submit_of(1)]], run_ahead=True, meanwhile=end_third).pace.was_late == [
+        number == 3 for number in range(8)
+    ]
+
+
+def test_an_engine_that_waits_for_orders_can_be_stopped() -> None:
+    device = PaperDevice()
+    batcher = Batcher(BlockManager(64, 4), max_num_seqs=4, max_num_batched_tokens=16, max_context=100)
+    inbox = EagerInbox()
+    engine = Engine(
+        batcher=batcher, runner=cast("ModelRunner", device), inbox=inbox, outbox=Outbox(),
+        announce=device.announce, on_turn=lambda: None, run_ahead=True, pace=PaperPace(lambda: 1e3),
+    )  # fmt: skip
+    inbox.put(submit_of(1))
+    threading.Timer(0.05, engine.stop).start()
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert device.num_launches <= 2
 
 
 submits = st.builds(

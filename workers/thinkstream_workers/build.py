@@ -21,6 +21,7 @@ from .engine import Engine
 from .engine_config import EngineConfig
 from .mailboxes import Inbox, Outbox
 from .orders import JobKey
+from .pacing import Pace
 from .rehearsal import Rehearsal
 from .runner import ModelRunner
 from .step_graphs import CudaCapture
@@ -87,6 +88,7 @@ def build_engine(
         runner=runner,
         inbox=inbox,
         outbox=outbox,
+        pace=Pace(),
         announce=announce,
         on_turn=on_turn,
         run_ahead=thinker.device.type != "cpu" if config.run_ahead is None else config.run_ahead,

@@ -3,11 +3,12 @@
 Orders in, steps, outputs out. It knows no Redis, no Ray and no clock, so the same engine runs in the
 actor, in tests and in benchmarks. Whoever starts it gives it a thread of its own.
 
-Where it runs ahead, the device never waits for the host: while it does one step, the host reads the tokens
-of the step before, publishes them, chooses the next step and launches it::
+Where it runs ahead, the device need not wait for the host: while it does one step, the host hands out the
+tokens of the step before, waits for whoever may come, and launches the next step shortly before the device
+is ready for it::
 
     device    |     step 1     |     step 2     |     step 3     |
-    host      launch 2 . . . . read 1, launch 3  . read 2, launch 4
+    host       . . . . launch 2 read 1 . launch 3 read 2 . launch 4
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .batch import Batch, EngineLoad
 from .batcher import Batcher
 from .mailboxes import IDLE_WAIT_S, Inbox, Outbox
 from .orders import JobKey, StepOutput
+from .pacing import Pace
 from .rehearsal import Rehearsal
 from .runner import InFlight, ModelRunner
 
@@ -36,6 +38,7 @@ class Engine:
         runner: Does the step.
         inbox: Where orders come from.
         outbox: Where tokens and ends go.
+        pace: How long it may wait for orders while a step is in flight.
         announce: Told the suspect that the next steps are for before the first of them, and None before
             anything else happens. What kills the process in between is laid at that suspect's door.
         on_turn: Called at each turn of the loop and while it waits for room in the outbox, so that others
@@ -51,6 +54,7 @@ class Engine:
         runner: ModelRunner,
         inbox: Inbox,
         outbox: Outbox,
+        pace: Pace,
         announce: Callable[[JobKey | None], None],
         on_turn: Callable[[], None],
         run_ahead: bool = False,
@@ -60,6 +64,7 @@ class Engine:
         self._runner = runner
         self._inbox = inbox
         self._outbox = outbox
+        self._pace = pace
         self._announce = announce
         self._on_turn = on_turn
         self._run_ahead = run_ahead
@@ -102,6 +107,7 @@ class Engine:
             is_idle = not self._batcher.has_work
             if is_idle:
                 self._announce_suspect(None)
+            self._hold()
             self._emit(self._batcher.admit(self._inbox.drain(block=is_idle and self.is_rehearsed)))
             batch = self._batcher.next_batch()
             if batch is None:
@@ -112,6 +118,11 @@ class Engine:
                 self._emit(StepOutput(started=list(batch.started)))  # before the step, to be timed
                 self._step(batch)
         self._announce_suspect(None)
+
+    def _hold(self) -> None:
+        """Waits while the step in flight leaves time: whoever comes meanwhile is in the next one."""
+        if self._in_flight is not None:
+            self._stopping.wait(self._pace.spare_s)
 
     def _rehearse(self) -> None:
         """Uses a turn without work."""
@@ -129,6 +140,8 @@ class Engine:
             if self._in_flight is None and len(batch.sequences) == 1:
                 logger.exception("a sequence failed in a step of %d tokens", batch.query_lens[0])
         else:
+            is_late = self._in_flight is not None and self._runner.has_ended(self._in_flight)
+            self._pace.launched(launched.kind, is_late=is_late)
             self._batcher.advance(batch)
             self._collect_in_flight()
             self._in_flight = launched
@@ -155,7 +168,9 @@ class Engine:
         """Waits for the step in flight, if there is one, and hands out what it brought."""
         if self._in_flight is not None:
             step, self._in_flight = self._in_flight, None
-            self._emit(self._batcher.commit(step.batch, self._runner.collect(step)))
+            sampled = self._runner.collect(step)
+            self._pace.ended()
+            self._emit(self._batcher.commit(step.batch, sampled))
 
     def _announce_suspect(self, suspect: JobKey | None) -> None:
         if suspect != self._announced:

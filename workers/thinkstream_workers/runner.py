@@ -44,11 +44,13 @@ class InFlight:
         on_host: What it brings, to be read once it is there; None where all are chunks in the middle of a
             prompt.
         is_there: Says so; None where the device is the host.
+        kind: Its bucket, whose steps take as long; None where it has none.
     """
 
     batch: Batch
     on_host: Sampled | None
     is_there: torch.cuda.Event | None
+    kind: Bucket | None
 
 
 class ModelRunner:
@@ -112,7 +114,7 @@ class ModelRunner:
             self._graphs.run(inputs | sampling, bucket)
             sampled = Sampled(token_ids_B=self._newest_ids_S[: len(batch.sampled)])
         on_host = None if sampled is None else to_host(sampled)  # device -> host, not waited for
-        return InFlight(batch=batch, on_host=on_host, is_there=self._record())
+        return InFlight(batch=batch, on_host=on_host, is_there=self._record(), kind=bucket)
 
     @torch.inference_mode()
     def rehearse(self, batch: Batch, bucket: Bucket) -> bool:
@@ -127,6 +129,10 @@ class ModelRunner:
         arrays = input_arrays(batch, self._kv.block_size) | sampling_arrays(batch)
         arrays["slot_mapping_T"] = np.full_like(arrays["slot_mapping_T"], -1)
         return self._graphs.prepare(arrays, bucket)
+
+    def has_ended(self, step: InFlight) -> bool:
+        """Whether collecting a step would not wait."""
+        return step.is_there is None or bool(step.is_there.query())  # type: ignore[no-untyped-call]
 
     def collect(self, step: InFlight) -> SampledTokens:
         """Waits for a step and returns its tokens. What is raised here has befallen the device."""

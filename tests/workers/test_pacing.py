@@ -1,0 +1,109 @@
+"""How long the host may wait before it chooses the next step, on a clock of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thinkstream_workers.pacing import Pace
+
+MARGIN_S = 0.002
+KIND, OTHER = "32 rows", "64 rows"
+
+
+class Steps:
+    """A device that does one step behind the other, and a host that launches each while the last one runs."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.pace = Pace(lambda: self.now_s)
+        self.pace.launched(None, is_late=False)
+
+    def do(self, kind: Hashable, *times_s: float, is_late: bool = False) -> float:
+        """Launches steps of a kind; as the last of them begins, says how long the host may wait."""
+        spare_s = 0.0
+        for time_s in times_s:
+            self.pace.launched(kind, is_late=is_late)
+            self.pace.ended()
+            spare_s = self.pace.spare_s
+            self.now_s += time_s
+        return spare_s
+
+
+def test_it_waits_until_shortly_before_the_step_ends() -> None:
+    steps = Steps()
+    steps.do(KIND, *[0.020] * 4)
+    assert steps.do(KIND, 0.005) == pytest.approx(0.020 - MARGIN_S)
+    assert steps.pace.spare_s == pytest.approx(0.015 - MARGIN_S)
+    steps.now_s += 0.014
+    assert steps.pace.spare_s == 0.0
+
+
+def test_nothing_is_waited_for_where_too_little_is_known() -> None:
+    steps = Steps()
+    assert steps.pace.spare_s == 0.0
+    assert [steps.do(KIND, 0.020) for _ in range(4)] == [0.0] * 4
+    assert [steps.do(None, 0.020) for _ in range(9)] == [0.0] * 9
+    assert steps.do(OTHER, 0.020) == 0.0
+    assert steps.do(KIND, 0.020) > 0.0
+
+
+def test_nothing_is_waited_for_where_no_step_is_launched_behind_another() -> None:
+    steps = Steps()
+    steps.do(KIND, *[0.020] * 5)
+    steps.pace.ended()
+    assert steps.pace.spare_s == 0.0
+    for _ in range(9):
+        steps.pace.launched(KIND, is_late=False)
+        assert steps.pace.spare_s == 0.0
+        steps.now_s += 0.020
+        steps.pace.ended()
+
+
+def test_short_steps_are_not_waited_for() -> None:
+    assert Steps().do(KIND, *[0.005] * 9) == 0.0
+
+
+def test_one_slow_step_makes_no_other_late() -> None:
+    steps = Steps()
+    steps.do(KIND, *[0.020] * 5)
+    steps.do(KIND, 0.500)
+    for _ in range(9):
+        assert steps.do(KIND, 0.020) == pytest.approx(0.020 - MARGIN_S)
+
+
+def test_the_slow_first_steps_of_a_kind_do_not_count() -> None:
+    steps = Steps()
+    steps.do(KIND, 0.300, 0.100, 0.020, 0.020)
+    assert steps.do(KIND, 0.020) == pytest.approx(0.020 - MARGIN_S)
+
+
+@given(st.lists(st.floats(0.001, 0.2), min_size=5, max_size=30))
+def test_it_never_waits_longer_than_the_quickest_of_the_last_few_took(times_s: list[float]) -> None:
+    steps = Steps()
+    for number, time_s in enumerate(times_s):
+        spare_s = steps.do(KIND, time_s)
+        assert spare_s <= max(0.0, min(times_s[max(0, number - 4) : number], default=0.0) - MARGIN_S) + 1e-9
+
+
+def test_a_device_that_had_to_wait_is_given_more_time_for_a_while() -> None:
+    steps = Steps()
+    steps.do(KIND, *[0.020] * 5)
+    steps.do(KIND, 0.020, is_late=True)
+    assert steps.do(KIND, 0.020) == pytest.approx(0.017, abs=1e-5)
+    assert steps.do(KIND, *[0.020] * 250) == pytest.approx(0.0175, abs=1e-5)
+    assert steps.do(KIND, *[0.020] * 500) == pytest.approx(0.020 - MARGIN_S)
+    steps.do(KIND, *[0.020] * 100, is_late=True)
+    assert steps.do(KIND, 0.020) == pytest.approx(0.0, abs=1e-5)
+    assert steps.do(KIND, *[0.020] * 9_500) == pytest.approx(0.020 - MARGIN_S)
+
+
+def test_that_a_kind_met_for_the_first_time_is_late_says_nothing() -> None:
+    steps = Steps()
+    steps.do(KIND, *[0.020] * 5)
+    steps.do(None, *[0.050] * 9, is_late=True)
+    steps.do(OTHER, *[0.050] * 4, is_late=True)
+    assert steps.do(KIND, 0.020) == pytest.approx(0.020 - MARGIN_S)
