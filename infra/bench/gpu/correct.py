@@ -20,8 +20,6 @@ from torch import Tensor
 
 from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.exchange import LocalExchange
-from thinkstream_model.inputs import StepInputs
-from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.ops import Dispatched, Ops, Routing
 from thinkstream_model.parameters import (
     AttentionWeights,
@@ -34,9 +32,9 @@ from thinkstream_model.thinker import Thinker, random_weights
 from thinkstream_model.torch_ops import TorchOps
 from thinkstream_model.triton_ops import TritonOps
 
+from .prompts import whole_prompts
 from .shape import released_config
 
-_BLOCK_SIZE = 16
 _Weights = ThinkerWeights | LayerWeights | AttentionWeights | MoeWeights | DenseWeights
 
 
@@ -141,29 +139,10 @@ def _float32(weights: Any) -> Any:
 
 def _logits(thinker: Thinker, num_tokens: int) -> Tensor:
     """Logits of every token of one random prompt, the same each time."""
-    num_blocks = -(-num_tokens // _BLOCK_SIZE)
-    kv = KVCache.allocate(
-        thinker.config,
-        num_blocks=num_blocks,
-        block_size=_BLOCK_SIZE,
-        dtype=thinker.dtype,
-        device=thinker.device,
-    )
     generator = torch.Generator().manual_seed(0)
     # One layer alone has as many ids as rows: a permutation of them does.
     ids_T = torch.randperm(thinker.config.vocab_size, generator=generator)[:num_tokens]
-    places_T = torch.arange(num_tokens, device=thinker.device)
-    inputs = StepInputs(
-        input_ids_T=ids_T.to(thinker.device),
-        positions_T=places_T,
-        slot_mapping_T=places_T,
-        cu_seqlens_q_B1=torch.tensor([0, num_tokens], dtype=torch.int32, device=thinker.device),
-        context_lens_B=torch.tensor([num_tokens], dtype=torch.int32, device=thinker.device),
-        block_tables_BM=torch.arange(num_blocks, dtype=torch.int32, device=thinker.device).unsqueeze(0),
-        output_rows_S=places_T,
-        query_lens=(num_tokens,),
-        context_lens=(num_tokens,),
-    )
+    inputs, kv = whole_prompts(thinker, ids_T.to(thinker.device).unsqueeze(0), every_row=True)
     return thinker.forward(inputs, kv)
 
 

@@ -28,6 +28,7 @@ from thinkstream_workers.step_graphs import CudaCapture, Graph
 
 from .ceilings import read_bandwidth, timed_ms
 from .hits import counting_thinker
+from .prompts import whole_prompts
 from .samplings import SAMPLINGS
 from .shape import step_bytes
 
@@ -45,7 +46,13 @@ def main() -> None:
         for batch in batches:
             _list_kernels(_prefill(thinker, batch, args.prefill))
         return
-    kv = _cache(thinker, max(batches), args.context)
+    kv = KVCache.allocate(
+        thinker.config,
+        num_blocks=max(batches) * -(-args.context // _BLOCK_SIZE),
+        block_size=_BLOCK_SIZE,
+        dtype=thinker.dtype,
+        device=thinker.device,
+    )
     for batch in batches:
         step = _step(thinker, kv, batch, args.context, SAMPLINGS[args.sampling])
         graph, graph_bytes = _captured(step)
@@ -75,17 +82,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, default=0, help="profile prompts of so many tokens instead")
     parser.add_argument("--kernels", action="store_true", help="list what the step is made of")
     return parser.parse_args()
-
-
-def _cache(thinker: Thinker, num_rows: int, num_keys: int) -> KVCache:
-    """Room for rows of so many keys each."""
-    return KVCache.allocate(
-        thinker.config,
-        num_blocks=num_rows * -(-num_keys // _BLOCK_SIZE),
-        block_size=_BLOCK_SIZE,
-        dtype=thinker.dtype,
-        device=thinker.device,
-    )
 
 
 def _step(
@@ -160,20 +156,9 @@ def _median_ms(graph: Graph) -> float:
 
 def _prefill(thinker: Thinker, num_prompts: int, num_tokens: int) -> Callable[[], None]:
     """A step of whole prompts, which has run once."""
-    device = thinker.device
-    kv = _cache(thinker, num_prompts, num_tokens)
-    slots_T = torch.arange(num_prompts * num_tokens, device=device)
-    inputs = StepInputs(
-        input_ids_T=torch.randint(0, thinker.config.vocab_size, slots_T.shape, device=device),
-        positions_T=slots_T % num_tokens,
-        slot_mapping_T=slots_T,
-        cu_seqlens_q_B1=torch.arange(num_prompts + 1, dtype=torch.int32, device=device) * num_tokens,
-        context_lens_B=torch.full((num_prompts,), num_tokens, dtype=torch.int32, device=device),
-        block_tables_BM=torch.arange(kv.num_blocks, dtype=torch.int32, device=device).view(num_prompts, -1),
-        output_rows_S=torch.arange(1, num_prompts + 1, device=device) * num_tokens - 1,
-        query_lens=(num_tokens,) * num_prompts,
-        context_lens=(num_tokens,) * num_prompts,
-    )
+    shape = (num_prompts, num_tokens)
+    ids_BT = torch.randint(0, thinker.config.vocab_size, shape, device=thinker.device)
+    inputs, kv = whole_prompts(thinker, ids_BT)
 
     def step() -> None:
         thinker.forward(inputs, kv)
