@@ -14,9 +14,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from thinkstream_model.sampler import LEAST_TEMPERATURE
+
 LOWEST_KEY = tl.constexpr(-(1 << 31))
 NUM_DIGITS = tl.constexpr(16)
 _MINUS_INFINITY_KEY = tl.constexpr(-0x7F80_0001)
+_LEAST_TEMPERATURE = tl.constexpr(LEAST_TEMPERATURE)
 
 
 @triton.jit
@@ -115,6 +118,12 @@ def _weights(logits_MI: tl.tensor, scale: tl.tuple, IS_MASS: tl.constexpr) -> tl
 @triton.jit
 def _above(logits: tl.tensor, weights: tl.tensor, threshold: tl.tensor) -> tl.tensor:
     return tl.where(logits >= threshold, weights, 0.0)
+
+
+@triton.jit
+def inverse_of(temperature: tl.tensor) -> tl.tensor:
+    """1 where greedy."""
+    return tl.where(temperature > 0, tl.div_rn(1.0, tl.maximum(temperature, _LEAST_TEMPERATURE)), 1.0)
 
 
 @triton.jit
