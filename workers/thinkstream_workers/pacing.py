@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 _SHORTEST_S = 0.006
-"""Steps not as long as this are not waited for: a newcomer would gain little, and a late one cost all more."""
+"""Shorter steps are not waited for: a newcomer would gain little, and a late one cost all others more."""
 _NUM_KNOWN = 4
 """The last few of a kind, without which nothing is foretold. The first two compile and capture."""
 _LEAST_MARGIN_S = 0.002
