@@ -167,11 +167,12 @@ def _lowest_kept(scaled_BV: Tensor, inputs: SamplingInputs) -> Tensor:
     ranks_N = torch.arange(sorted_BN.shape[1], device=sorted_BN.device)
     top_k_B1, top_p_B1 = inputs.top_k_B.unsqueeze(1), inputs.top_p_B.unsqueeze(1)
     in_top_k_BN = (ranks_N < top_k_B1) | (top_k_B1 == 0)
-    # Likelihood relative to the most likely: what min-p compares with, and all that top-p needs.
-    likelihood_BN = (sorted_BN - sorted_BN[:, :1]).exp().masked_fill(~in_top_k_BN, 0.0)
+    # Relative to the most likely: all that top-p and min-p need.
+    log_likelihood_BN = sorted_BN - sorted_BN[:, :1]
+    likelihood_BN = log_likelihood_BN.exp().masked_fill(~in_top_k_BN, 0.0)
     summed_BN = likelihood_BN.cumsum(dim=-1)
     in_top_p_BN = (summed_BN - likelihood_BN < top_p_B1 * summed_BN[:, -1:]) | (top_p_B1 >= 1.0)
-    in_min_p_BN = likelihood_BN >= inputs.min_p_B.unsqueeze(1)
+    in_min_p_BN = log_likelihood_BN >= inputs.min_p_B.unsqueeze(1).log()
     num_kept_B1 = (in_top_k_BN & in_top_p_BN & in_min_p_BN).sum(dim=-1, keepdim=True)
     return sorted_BN.gather(1, (num_kept_B1 - 1).clamp(min=0))
 

@@ -217,6 +217,7 @@ def test_tiny_temperature_and_top_p_are_greedy() -> None:
     assert set(_draw(logits_V, 50, temperature=1e-6).tolist()) == {int(logits_V.argmax())}
     assert set(_draw(logits_V, 50, top_p=1e-6).tolist()) == {int(logits_V.argmax())}
     assert set(_draw(logits_V, 50, min_p=1.0).tolist()) == {int(logits_V.argmax())}
+    assert set(_draw(1e-9 * logits_V, 50, min_p=1.0).tolist()) == {int(logits_V.argmax())}
 
 
 class TestExtras:

@@ -82,10 +82,11 @@ def lowest_kept_reference(logits_BV: Tensor, inputs: SamplingInputs, *, num_vali
         sorted_N = scaled_N.sort(descending=True).values
         if inputs.top_k_B[row] > 0:
             sorted_N = sorted_N[: inputs.top_k_B[row]]
-        likelihood_N = (sorted_N.double() - sorted_N[0].double()).nan_to_num(0.0).exp()
+        log_likelihood_N = (sorted_N.double() - sorted_N[0].double()).nan_to_num(0.0, neginf=float("-inf"))
+        likelihood_N = log_likelihood_N.exp()
         before_N = likelihood_N.cumsum(0) - likelihood_N
         in_top_p_N = (before_N < inputs.top_p_B[row] * likelihood_N.sum()) | (inputs.top_p_B[row] >= 1)
-        num_kept = (in_top_p_N & (likelihood_N >= inputs.min_p_B[row])).sum()
+        num_kept = (in_top_p_N & (log_likelihood_N >= inputs.min_p_B[row].double().log())).sum()
         lowest_B[row] = sorted_N[num_kept - 1]
     return lowest_B
 
