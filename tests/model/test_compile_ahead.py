@@ -240,7 +240,7 @@ def test_padding_beyond_the_longest_step_has_no_kernel_that_is_not_ready(even_co
     ops = TritonOps(even_config, torch.device("cpu"))
     _compile(weights, ops, slots=256, step_tokens=1_024)
     runner = _runner(Thinker(weights, ops), slots=256)
-    query_lens = (1,) * 160 + (864,)  # 256 and 896
+    query_lens = (1,) * 160 + (864,)  # 256 and 1,024
     assert compile_ahead(lambda: runner.launch(_batch(query_lens, query_lens, _PLAIN))) == 0
 
 

@@ -52,7 +52,7 @@ def test_prompts_have_one_bucket_for_all_contexts_and_all_numbers_of_them() -> N
 
 @pytest.mark.parametrize(
     ("num_rows", "rows", "max_context", "context"),
-    [(1, 1, 20, 1_024), (3, 4, 1_024, 1_024), (65, 128, 1_025, 2_048), (200, 256, 5_000, 5_000)],
+    [(1, 8, 20, 4_096), (17, 32, 4_096, 4_096), (65, 128, 4_097, 5_000), (200, 256, 5_000, 5_000)],
 )
 def test_beside_prompts_decodes_have_fewer_buckets(
     num_rows: int, rows: int, max_context: int, context: int
@@ -67,18 +67,34 @@ def test_beside_prompts_decodes_have_fewer_buckets(
 
 
 @pytest.mark.parametrize(
-    "query_lens", [(MAX_PROMPT_TOKENS + 1,), (1, 1, 1_000, 25), (2,) * (MAX_PROMPTS + 1)]
+    "query_lens", [(MAX_PROMPT_TOKENS + 1,), (1, 1, 2_000, 49), (2,) * (MAX_PROMPTS + 1)]
 )
 def test_more_prompts_than_gain_by_a_graph_have_no_bucket(query_lens: tuple[int, ...]) -> None:
     assert Bucket.of(query_lens, query_lens, "none", longest=5_000) is None
 
 
-def test_buckets_of_prompts_waste_a_quarter_at_most_behind_256_tokens() -> None:
-    for num_tokens in range(2, MAX_PROMPT_TOKENS + 1):
+@pytest.mark.parametrize(("longest", "wasted"), [(256, 64), (512, 128), (MAX_PROMPT_TOKENS, 256)])
+def test_prompts_are_padded_by_less_than_a_step_of_their_buckets(longest: int, wasted: int) -> None:
+    for num_tokens in range(2, longest + 1):
         bucket = Bucket.of((num_tokens,), (num_tokens,), "none", longest=5_000)
         assert bucket is not None
         assert bucket.num_prompt_tokens in PROMPT_BUCKETS
-        assert num_tokens <= bucket.num_prompt_tokens < max(num_tokens * 1.25, num_tokens + 64)
+        assert num_tokens <= bucket.num_prompt_tokens < num_tokens + wasted
+
+
+def test_prompts_of_all_lengths_beside_changing_decodes_find_room_among_the_graphs() -> None:
+    def bucket(num_decodes: int, context: int, num_tokens: int) -> Bucket | None:
+        contexts = (*[context] * num_decodes, num_tokens)
+        return Bucket.of((*[1] * num_decodes, num_tokens), contexts, "filtered", longest=32_768)
+
+    buckets = {
+        bucket(num_decodes, context, num_tokens)
+        for num_decodes in range(1, 129)
+        for context in (20, 600, 1_500, 4_000)
+        for num_tokens in range(16, 2_001, 16)
+    }
+    assert None not in buckets
+    assert len(buckets) <= 60
 
 
 @pytest.mark.parametrize("slots", [1, 5, 17, 64, 100, 200, 256, 300])

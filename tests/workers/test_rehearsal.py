@@ -118,13 +118,17 @@ def test_what_is_usual_begins_with_the_widest_and_fits_among_the_graphs() -> Non
     assert len(set(buckets)) == len(buckets) <= MAX_GRAPHS
     assert {Bucket(0, 0, num_tokens, 32_768, "filtered") for num_tokens in (64, 512, 1_024)} < {*buckets}
     assert {decodes(rows, context) for rows in (1, 2, 64, 256) for context in (256, 2_048)} < {*buckets}
+    assert {Bucket(rows, 4_096, 128, 32_768, "filtered") for rows in (8, 16, 32)} < {*buckets}
 
 
 @pytest.mark.parametrize("longest", [2, 100, 300, 4_096])
 @pytest.mark.parametrize("num_seqs", [1, 3, 24])
-def test_what_is_usual_is_what_decodes_ask_for(num_seqs: int, longest: int) -> None:
-    decoded = [bucket for bucket in usual_buckets(num_seqs, longest) if not bucket.num_prompts]
-    assert decoded
-    for bucket in decoded:
-        lengths = bucket.lengths
-        assert bucket == Bucket.of(lengths.query_lens, lengths.context_lens, "filtered", longest=longest)
+def test_what_is_usual_is_what_steps_ask_for(num_seqs: int, longest: int) -> None:
+    buckets = usual_buckets(num_seqs, longest)
+    assert {(bucket.num_decodes > 0, bucket.num_prompts > 0) for bucket in buckets} == {
+        (True, False), (False, True), (True, True),
+    }  # fmt: skip
+    for bucket in buckets:
+        query_lens = [1] * bucket.num_decodes + [bucket.num_prompt_tokens] * bool(bucket.num_prompts)
+        context_lens = [bucket.decode_context] * bucket.num_decodes + [longest] * bool(bucket.num_prompts)
+        assert bucket == Bucket.of(query_lens, context_lens, "filtered", longest=longest)

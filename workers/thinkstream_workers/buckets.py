@@ -16,13 +16,14 @@ from .step_arrays import StepLengths
 MAX_PROMPTS = 8
 """Prompts of a step that still gets a graph. Where there are any there is room for all of them: one without
 tokens costs nothing that would be worth a bucket of its own."""
-MAX_PROMPT_TOKENS = 1_024
+MAX_PROMPT_TOKENS = 2_048
 """Tokens of these prompts; more keep the device busy while the host launches."""
 PROMPT_BUCKETS: tuple[int, ...] = (
-    *range(PROMPT_TOKENS, 512, PROMPT_TOKENS),
-    *range(512, MAX_PROMPT_TOKENS + 1, 128),
+    *range(PROMPT_TOKENS, 257, PROMPT_TOKENS),
+    *range(384, 513, 128),
+    *range(768, MAX_PROMPT_TOKENS + 1, 256),
 )
-"""Tokens of the buckets of prompts."""
+"""Tokens of the buckets of prompts. More of them would waste less on padding and meet fewer graphs."""
 
 _ROWS: tuple[int, ...] = (
     *range(1, 9),
@@ -31,16 +32,19 @@ _ROWS: tuple[int, ...] = (
     *range(40, 65, 8),
     *range(80, 129, 16),
 )
+_ROWS_BESIDE_PROMPTS = (8, 16, 32, 64)
+"""Beside prompts a row that pads costs 0.02 ms of some 25, and the buckets are many enough."""
 _CONTEXT_TOKENS = SPLIT_KEYS
 """The least context of a decode's bucket, doubled from one to the next; a split of the attention kernels.
 
 Wider steps would be fewer buckets, but each row and key head has programs for the splits of the bucket's
 context. One that finds no keys still takes its turn, and many splits rule out the kernel for few.
 """
+_CONTEXT_BESIDE_PROMPTS = 4_096
+"""The same beside prompts: such steps take long enough not to notice."""
 _USUAL_CONTEXTS = (256, 512, 1_024, 2_048)
-"""Of decodes whose graphs are made before a job asks for them."""
-_CONTEXT_BESIDE_PROMPTS = 1_024
-"""The same beside prompts: such steps take long enough not to notice, and their buckets are many enough."""
+_USUAL_BESIDE_PROMPTS = 32
+"""Contexts of usual decodes, and how many of them prompts usually come to at most."""
 
 GraphEnd = Literal["filtered", "unfiltered", "none"]
 """What a graph does behind the logits: sample, with filters or without; or leave it to who replays it."""
@@ -124,8 +128,8 @@ def bucket_rows(num_rows: int) -> int:
 
 
 def rows_beside_prompts(num_rows: int) -> int:
-    """Rows of the smallest bucket that holds so many decodes and prompts too: doubled up to 128."""
-    for rows in (1, 2, 4, 8, 16, 32, 64):
+    """Rows of the smallest bucket that holds so many decodes and prompts too."""
+    for rows in _ROWS_BESIDE_PROMPTS:
         if rows >= num_rows:
             return rows
     return (num_rows + 127) // 128 * 128
@@ -134,8 +138,8 @@ def rows_beside_prompts(num_rows: int) -> int:
 def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
     """Buckets that service meets most, the most wanted first.
 
-    Before all comes the widest, whose graph takes the memory that the others' share; then prompts, and
-    decodes of 1, 2, 4 and so on sequences, as their contexts grow.
+    Before all comes the widest, whose graph takes the memory that the others' share; then prompts, decodes
+    of 1, 2, 4 and so on sequences, as their contexts grow, and prompts beside some decodes.
 
     Args:
         max_num_seqs: Sequences decoded at once.
@@ -145,12 +149,18 @@ def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
     def decodes(num_rows: int, context: int) -> Bucket:
         return Bucket(bucket_rows(num_rows), context, 0, 0, "filtered")
 
+    def mixed(num_rows: int, num_tokens: int) -> Bucket:
+        context = min(_CONTEXT_BESIDE_PROMPTS, longest)
+        return Bucket(rows_beside_prompts(num_rows), context, num_tokens, longest, "filtered")
+
     numbers = [*doubling(1, max_num_seqs)]
     contexts = [_doubled_to(context, _CONTEXT_TOKENS, longest) for context in _USUAL_CONTEXTS]
     prompts = [Bucket(0, 0, num_tokens, longest, "filtered") for num_tokens in PROMPT_BUCKETS]
     widest = decodes(max_num_seqs, contexts[0])
     all_decodes = [decodes(number, context) for context in contexts for number in numbers]
-    return [*dict.fromkeys([widest, *prompts, *all_decodes])]
+    few = [number for number in numbers if number <= _USUAL_BESIDE_PROMPTS]
+    all_mixed = [mixed(number, num_tokens) for number in few for num_tokens in PROMPT_BUCKETS]
+    return [*dict.fromkeys([widest, *prompts, *all_decodes, *all_mixed])]
 
 
 def sequence_counts(max_num_seqs: int) -> list[int]:

@@ -13,8 +13,8 @@ from .buckets import MAX_PROMPT_TOKENS, MAX_PROMPTS, rows_beside_prompts
 from .engine_config import EngineConfig
 from .step_graphs import MAX_GRAPHS
 
-_GRAPH_BYTES = 8 << 20
-"""Of one graph: some five hundred launches and their arguments."""
+_GRAPH_BYTES = 4 << 20
+"""Of one graph: some five hundred to a thousand launches and their arguments."""
 _CODE_BYTES = 256 << 20
 """Kernels that are loaded at first use, and what an allocator cannot use of what it holds."""
 _LOGITS_OF_EXTRAS = 8

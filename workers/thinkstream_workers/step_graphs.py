@@ -25,7 +25,7 @@ from .step_arrays import Array
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 64
+MAX_GRAPHS = 128
 """Graphs at one time. Of a replica's some thousand buckets so many are in use; each takes memory."""
 
 
