@@ -11,7 +11,7 @@ from tests.kernels.support import normal
 from tests.kernels.test_experts import FULL, Shape, ids_of, weights_of
 from torch import Tensor
 
-from thinkstream_model.kernels import dense, experts, many_rows, many_rows_hopper
+from thinkstream_model.kernels import experts, many_rows, many_rows_hopper
 from thinkstream_model.kernels.dense import linear, linear_in_parts
 from thinkstream_model.kernels.experts import down, gate_up
 from thinkstream_model.kernels.optional_gluon import OptionalGluon
@@ -24,6 +24,9 @@ ROUTINGS = [
 """Rows of the step, and how unevenly the experts share them."""
 
 NARROW = (320, 192, 6, 2)
+
+MANY_OUTPUTS = 65_728
+"""Of a vocabulary, and not in whole tiles."""
 
 
 def routed(num_rows: int, skew: float | str, shape: Shape, device: torch.device) -> Tensor:
@@ -95,6 +98,20 @@ def test_dense_products_have_the_bits_of_the_kernel_for_every_device(
     assert torch.equal(in_parts, expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [65, 100, 128, 192, 200, 256])
+@pytest.mark.parametrize("depth", [192, 2_048])
+def test_logits_have_the_bits_of_the_kernel_for_every_device(
+    num_rows: int, depth: int, device: torch.device, own: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden_SD = normal(num_rows, depth, device, torch.bfloat16)
+    lm_head_VD = normal(MANY_OUTPUTS, depth, device, torch.bfloat16)
+    logits_SV = linear(hidden_SD, lm_head_VD, out_dtype=torch.float32)
+    assert own.multiply_all.call_count == 1
+    monkeypatch.setattr(many_rows.hopper_kernels, "is_usable", False)
+    assert torch.equal(logits_SV, linear(hidden_SD, lm_head_VD, out_dtype=torch.float32))
+
+
 def test_is_not_for_what_other_devices_have() -> None:
     rows_TD, weight_OD = torch.zeros(1, 64).bfloat16(), torch.zeros(64, 64).bfloat16()
     assert not many_rows_hopper.is_suited(rows_TD, weight_OD, rows_TD, 1)
@@ -106,7 +123,7 @@ def test_is_not_for_what_other_devices_have() -> None:
         (torch.zeros(8, 64), torch.zeros(64, 64), torch.zeros(8, 64), 1),
         (torch.zeros(8, 48).bfloat16(), torch.zeros(64, 48).bfloat16(), torch.zeros(8, 64).bfloat16(), 1),
         (torch.zeros(8, 64).bfloat16(), torch.zeros(40, 64).bfloat16(), torch.zeros(8, 40).bfloat16(), 1),
-        (torch.zeros(8, 64).bfloat16(), torch.zeros(64, 64).bfloat16(), torch.zeros(8, 64), 1),
+        (torch.zeros(8, 64).bfloat16(), torch.zeros(64, 64).bfloat16(), torch.zeros(8, 64).half(), 1),
         (torch.zeros(8, 128).bfloat16(), torch.zeros(64, 128).bfloat16(), torch.zeros(8, 64).bfloat16(), 4),
         (
             torch.zeros(8, 72).bfloat16()[:, 8:],
@@ -115,7 +132,7 @@ def test_is_not_for_what_other_devices_have() -> None:
             1,
         ),
     ],
-    ids=["float32", "half a step", "half a tile", "into float32", "parts of half a step", "rows apart"],
+    ids=["float32", "half a step", "half a tile", "into float16", "parts of half a step", "rows apart"],
 )
 def test_is_not_for_what_is_laid_otherwise(
     rows: Tensor, weights: Tensor, out: Tensor, num_parts: int, monkeypatch: pytest.MonkeyPatch
@@ -137,7 +154,7 @@ def other_hopper(error: Exception | None = None) -> SimpleNamespace:
 
 @pytest.fixture
 def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "MIN_ROWS", 20)
+    monkeypatch.setattr(many_rows, "MIN_ROWS", 20)
     monkeypatch.setattr(experts, "MIN_ROWS", 20)
     monkeypatch.setattr(many_rows, "hopper_kernels", OptionalGluon("tests", "nothing is slower"))
 
@@ -158,6 +175,20 @@ def test_few_rows_are_not_its(
     down(gate_up(hidden_TD, gate_up_E2ID, lists, 2), down_EDI, lists, 2)
     assert hopper.multiply_all.call_count == num_calls
     assert hopper.multiply_listed.call_count == 2 * num_calls
+
+
+@pytest.mark.usefixtures("few_are_many")
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "num_calls"), [(8, 65_536, 0), (9, 65_536, 1), (19, 65_472, 0)]
+)
+def test_rows_are_many_sooner_where_outputs_are(
+    num_rows: int, num_outputs: int, num_calls: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = other_hopper()
+    monkeypatch.setattr(many_rows, "many_rows_hopper", hopper)
+    monkeypatch.setattr(many_rows, "_MIN_ROWS_OF_MANY_OUTPUTS", 9)
+    linear(normal(num_rows, 16, device, torch.float32), normal(num_outputs, 16, device, torch.float32))
+    assert hopper.multiply_all.call_count == num_calls
 
 
 @pytest.mark.usefixtures("few_are_many")

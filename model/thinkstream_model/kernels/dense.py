@@ -20,7 +20,7 @@ from thinkstream_model.step_sizes import MAX_ROWS_IN_PARTS, NUM_PARTS
 
 from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
-from .many_rows import MIN_ROWS, try_multiply
+from .many_rows import are_many, try_multiply
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
 _MAX_NARROW_ROWS = MAX_ROWS_IN_PARTS
@@ -163,7 +163,8 @@ def _launch(hidden_TD: Tensor, weight_OD: Tensor, out_PTO: Tensor, *, num_parts:
         return
     (num_rows, depth), num_outputs, device = hidden_TD.shape, weight_OD.shape[0], hidden_TD.device
     parts_each = num_parts // out_PTO.shape[0]
-    if num_rows >= MIN_ROWS and try_multiply(hidden_TD, weight_OD, out_PTO[0], num_parts=num_parts):
+    is_for_many = out_PTO.shape[0] == 1 and are_many(num_rows, num_outputs)
+    if is_for_many and try_multiply(hidden_TD, weight_OD, out_PTO[0], num_parts=num_parts):
         return
     is_narrow = num_rows <= _MAX_NARROW_ROWS
     tile = _narrow_tile(num_rows) if is_narrow else _wide_tile(num_rows, num_outputs, is_sum=parts_each > 1)

@@ -9,8 +9,6 @@ T rows, D depth, O channels, E experts, P pairs of a row and an expert.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -22,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from thinkstream_model.ops import ExpertLists
 
 from .attention_warps import block_barrier
-from .launch import is_dependent, is_hopper, launch_options
+from .launch import is_dependent, is_hopper, launch_options, num_processors
 from .product_tasks import CHANNELS, NUM_GROUPS, ROWS
 from .product_warps import DEPTH_STEP, NUM_LOADERS, fetch, multiply
 
@@ -89,8 +87,11 @@ def _products_kernel(
 
 
 def is_suited(rows: Tensor, weights: Tensor, out: Tensor, num_parts: int) -> bool:
-    """Whether the kernel multiplies these: bfloat16 on Hopper, and whole steps of depth, evenly laid."""
-    is_kind = all(tensor.dtype == torch.bfloat16 for tensor in (rows, weights, out))
+    """Whether the kernel multiplies these: bfloat16 on Hopper, and whole steps of depth, evenly laid.
+
+    What it writes may be float32.
+    """
+    is_kind = rows.dtype == weights.dtype == torch.bfloat16 and out.dtype in (torch.bfloat16, torch.float32)
     is_shape = rows.shape[1] % (DEPTH_STEP.value * num_parts) == 0 and out.shape[1] % DEPTH_STEP.value == 0
     is_laid = rows.stride(1) == 1 and rows.stride(0) % 16 == 0 and weights.is_contiguous()
     is_laid &= out.is_contiguous() and all(tensor.data_ptr() % 16 == 0 for tensor in (rows, weights, out))
@@ -149,15 +150,10 @@ def _launch(
     depth, device = weights.shape[1], rows.device
     block = [CHANNELS.value, DEPTH_STEP.value]
     tiles = TensorDescriptor(weights, list(weights.shape), [depth, 1], block, _TILE_LAYOUT)
-    _products_kernel[(_num_processors(device),)](
+    _products_kernel[(num_processors(device),)](
         read_by, tiles, counts, pairs, out, list_length, rows.stride(0),
         DEPTH=depth, WIDTH=out.shape[1], GATED=is_gated, LISTED=pairs is not None, PAIRS_EACH=pairs_each,
         NUM_PARTS=num_parts, NUM_EXPERTS=num_experts,
         REGISTERS=_GROUP_REGISTERS, LOADER_REGISTERS=_LOADER_REGISTERS,
         DEPENDENT=is_dependent(device), num_warps=4, **launch_options(device),
     )  # fmt: skip
-
-
-@functools.cache
-def _num_processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -203,12 +203,22 @@ def _write(
     WIDTH: gl.constexpr,
     layout: gl.constexpr,
 ) -> None:
-    """Write rows out by way of shared memory, which brings a row's channels together."""
-    channel_X = first_channel + gl.arange(0, CHANNELS, layout=gl.SliceLayout(0, layout))
+    """Write rows out, by way of shared memory where they are rounded, which brings a row's channels together.
+
+    float32 is wide enough as it lies, and would not fit.
+    """
+    IS_ROUNDED: gl.constexpr = out_R.dtype.element_ty == gl.bfloat16
+    out_layout: gl.constexpr = layout if IS_ROUNDED else values_RX.type.layout
+    channel_X = first_channel + gl.arange(0, CHANNELS, layout=gl.SliceLayout(0, out_layout))
+    if IS_ROUNDED:
+        out_tile.store(values_RX.to(gl.bfloat16))
+        block_barrier()
+        values_RX = out_tile.load(layout)
+    else:
+        out_R = gl.convert_layout(out_R, gl.SliceLayout(1, out_layout))
+        is_row_R = gl.convert_layout(is_row_R, gl.SliceLayout(1, out_layout))
     inside_RX = gl.expand_dims(is_row_R, 1) & gl.expand_dims(channel_X < WIDTH, 0)
-    out_tile.store(values_RX.to(gl.bfloat16))
-    block_barrier()
-    gl.store(gl.expand_dims(out_R, 1) + gl.expand_dims(channel_X, 0), out_tile.load(layout), mask=inside_RX)
+    gl.store(gl.expand_dims(out_R, 1) + gl.expand_dims(channel_X, 0), values_RX, mask=inside_RX)
     block_barrier()
 
 
