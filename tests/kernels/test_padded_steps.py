@@ -113,7 +113,7 @@ def test_decodes(device: torch.device) -> None:
     _assert_same_caches(*both(device, PaperCapture(), play))
 
 
-@pytest.mark.parametrize("lengths", [[20], [3, 40, 2]])
+@pytest.mark.parametrize("lengths", [[20], [3, 40, 2], pytest.param([400, 450, 480], marks=pytest.mark.gpu)])
 def test_prompts_beside_decodes(device: torch.device, lengths: list[int]) -> None:
     def play(side: Side) -> None:
         decodes = side.sequences([17, 5, 40])
