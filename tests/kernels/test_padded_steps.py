@@ -73,7 +73,8 @@ class Side:
             self.collect()
 
     def rehearse(self, bucket: Bucket) -> None:
-        self._runner.rehearse(blank_batch(bucket), bucket)
+        while self._runner.rehearse(blank_batch(bucket), bucket):
+            pass
 
     def collect(self) -> None:
         if self._in_flight is None:

@@ -84,6 +84,8 @@ class PaperDevice:
         return SampledTokens(list(told.ids))
 
     def rehearse(self, batch: Batch, bucket: Bucket) -> bool:
+        if any(bucket == rehearsed for _, rehearsed in self.rehearsed):
+            return False
         self.rehearsed.append((self.num_launches, bucket))
         return True
 

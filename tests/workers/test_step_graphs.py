@@ -32,19 +32,14 @@ class Steps:
         self._graphs = StepGraphs(self._do, capture, device=device, block_size=64, max_graphs=max_graphs)
 
     def run(self, bucket: Bucket, first_id: int) -> None:
-        num_rows = bucket.num_sequences
-        arrays: dict[str, Array] = {
-            "input_ids_T": np.arange(first_id, first_id + num_rows),
-            "positions_T": np.arange(num_rows),
-            "slot_mapping_T": np.arange(num_rows),
-            "output_rows_S": np.arange(num_rows),
-            "cu_seqlens_q_B1": np.arange(num_rows + 1, dtype=np.int32),
-            "context_lens_B": np.ones(num_rows, dtype=np.int32),
-            "block_tables_BM": np.zeros((num_rows, 1), dtype=np.int32),
-        }
-        self._graphs.run(arrays, bucket)
-        assert self.done.pop() == list(range(first_id, first_id + num_rows))
+        self._graphs.run(_arrays(bucket, first_id), bucket)
+        assert self.done.pop() == list(range(first_id, first_id + bucket.num_sequences))
         assert not self.done, "done twice"
+
+    def prepare(self, bucket: Bucket) -> bool:
+        was_done = self._graphs.prepare(_arrays(bucket, 5), bucket)
+        self.done.clear()
+        return was_done
 
     def _do(self, tensors: dict[str, Tensor], bucket: Bucket) -> None:
         if self.error is not None:
@@ -52,6 +47,31 @@ class Steps:
         assert len(tensors["input_ids_T"]) == bucket.num_tokens
         self.done.append([int(token_id) for token_id in tensors["input_ids_T"]])
         tensors["input_ids_T"].fill_(-1)  # a step may write over its inputs
+
+
+def _arrays(bucket: Bucket, first_id: int) -> dict[str, Array]:
+    num_rows = bucket.num_sequences
+    return {
+        "input_ids_T": np.arange(first_id, first_id + num_rows),
+        "positions_T": np.arange(num_rows),
+        "slot_mapping_T": np.arange(num_rows),
+        "output_rows_S": np.arange(num_rows),
+        "cu_seqlens_q_B1": np.arange(num_rows + 1, dtype=np.int32),
+        "context_lens_B": np.ones(num_rows, dtype=np.int32),
+        "block_tables_BM": np.zeros((num_rows, 1), dtype=np.int32),
+    }
+
+
+def test_a_bucket_is_prepared_until_it_has_its_graph() -> None:
+    steps = Steps(PaperCapture())
+    steps.run(FIRST, 5)
+    assert [steps.prepare(FIRST) for _ in range(2)] == [True, False]
+    assert [steps.prepare(SECOND) for _ in range(3)] == [True, True, False]
+    assert len(steps.capture.graphs) == 2
+    steps.run(SECOND, 7)
+    assert len(steps.capture.graphs) == 2
+    steps.capture.capture_error = OUT_OF_MEMORY[0]
+    assert [steps.prepare(THIRD) for _ in range(3)] == [True, True, False]
 
 
 def test_a_buckets_second_step_is_captured_and_replays_with_the_ids_of_each() -> None:

@@ -1,13 +1,14 @@
-"""Graphs of the steps that service meets most, made while there is no work, one at a time.
+"""Graphs of the steps that service meets most, made while there is no work, a step at a time.
 
-A replica takes jobs as soon as it can; what it has not rehearsed by then costs the second step of a bucket
-some tens of milliseconds, and a job that comes in the midst of a rehearsed one waits as long.
+A replica takes jobs as soon as it can; what it has not rehearsed by then costs the first two steps of a bucket
+some tens of milliseconds each, and a job that comes in the midst of a rehearsed one waits as long.
 """
 
 from __future__ import annotations
 
 import logging
 from array import array
+from collections import deque
 from collections.abc import Sequence as Seq
 
 from thinkstream_client.records import JobRef
@@ -35,31 +36,27 @@ class Rehearsal:
 
     def __init__(self, runner: ModelRunner, buckets: Seq[Bucket]) -> None:
         self._runner = runner
-        self._left = iter(buckets[:MAX_GRAPHS])
-        self._is_over = False
+        self._left = deque(buckets[:MAX_GRAPHS])
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to do; any thread may read it."""
-        return self._is_over
+        return not self._left
 
-    def step(self) -> bool:
-        """Makes the next graph; tells whether there was one to make.
+    def step(self) -> None:
+        """Does the next step, if there is one to do.
 
         Raises:
             RuntimeError: The device failed. What else fails ends the rehearsal, and nothing more.
         """
-        if self._is_over:
-            return False
         try:
-            was_made = any(self._runner.rehearse(blank_batch(bucket), bucket) for bucket in self._left)
+            while self._left and not self._runner.rehearse(blank_batch(self._left[0]), self._left[0]):
+                self._left.popleft()
         except Exception as error:
             if self._runner.is_fatal(error):
                 raise
             logger.warning("no more graphs are made ahead: %s: %s", type(error).__name__, error)
-            was_made = False
-        self._is_over = not was_made
-        return was_made
+            self._left.clear()
 
 
 def blank_batch(bucket: Bucket) -> Batch:

@@ -118,11 +118,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def rehearse(self, batch: Batch, bucket: Bucket) -> bool:
-        """Does a batch until its bucket has a graph, and keeps nothing: no key is written, no id is read.
+        """Does a step towards a bucket's graph and keeps nothing: no key is written, no id is read.
 
         Returns:
-            Whether there was anything to do: not where the bucket was met before, nor where nothing is
-            captured.
+            Whether there was one to do: not where the bucket has its graph, nor where nothing is captured.
         """
         if self._graphs is None:
             return False

@@ -133,10 +133,10 @@ class StepGraphs:
             self._step(captured.tensors, bucket)
 
     def prepare(self, arrays: Mapping[str, Array], bucket: Bucket) -> bool:
-        """Does steps of a bucket that has had none until it has its graph; tells whether there were any."""
-        if bucket in self._buckets:
+        """Does one step of a bucket unless it has its graph, or can have none; tells whether it did."""
+        captured = self._buckets.get(bucket)
+        if captured is not None and (captured.graph is not None or not captured.is_capturable):
             return False
-        self.run(arrays, bucket)
         self.run(arrays, bucket)
         return True
 
