@@ -1,7 +1,7 @@
 """Graphs of the steps that service meets most, made while there is no work, a step at a time.
 
-A replica takes jobs as soon as it can; what it has not rehearsed by then costs the first two steps of a bucket
-some tens of milliseconds each, and a job that comes in the midst of a rehearsed one waits as long.
+A replica takes jobs as soon as it can. What it has not rehearsed by then costs the first two steps of a
+bucket some tens of milliseconds each, and a job that comes in the midst of a rehearsed step waits as long.
 """
 
 from __future__ import annotations
