@@ -63,3 +63,4 @@ def test_measures_a_load_and_two_starts(tmp_path: Path) -> None:
     for start in starts:
         parts = [start[f"{part}_s"] for part in ("import", "load", "build", "first_step")]
         assert start["all_s"] > sum(parts) > start["import_s"] > 0.1
+        assert min(start["first_token_s"], start["rehearsed_after_s"]) >= 0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,10 +13,13 @@ from thinkstream_model.config import ThinkerConfig
 from thinkstream_model.kv_cache import KVCache
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_workers import host_memory
+from thinkstream_workers.batch import Batch
+from thinkstream_workers.buckets import Bucket, usual_buckets
 from thinkstream_workers.build import build_engine
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.engine_config import EngineConfig
 from thinkstream_workers.mailboxes import Inbox, Outbox
+from thinkstream_workers.runner import ModelRunner
 
 TOKEN_BYTES = 2 * 2 * 8 * 4  # keys and values, layers, one head's width, float32
 
@@ -45,6 +50,26 @@ def test_blocks_are_counted_or_bought(thinker: Thinker) -> None:
     assert engine_of(thinker, EngineConfig(num_blocks=20)).load.num_blocks == 20
     bought = EngineConfig(kv_memory_bytes=8 * 40 * TOKEN_BYTES + 1, block_size=8)
     assert engine_of(thinker, bought).load.num_blocks == 40
+
+
+def test_an_idle_engine_rehearses_what_is_usual_for_its_limits(
+    thinker: Thinker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: list[Bucket] = []
+
+    def rehearse(self: ModelRunner, batch: Batch, bucket: Bucket) -> bool:
+        rehearsed.append(bucket)
+        return False
+
+    monkeypatch.setattr(ModelRunner, "rehearse", rehearse)
+    engine = engine_of(thinker, EngineConfig(num_blocks=20, slots=3, max_context=100))
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    while not engine.is_rehearsed and thread.is_alive():
+        time.sleep(0.01)
+    engine.stop()
+    thread.join()
+    assert rehearsed == usual_buckets(3, 100)
 
 
 def test_a_cpu_gives_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,3 +107,12 @@ def test_that_a_kind_met_for_the_first_time_is_late_says_nothing() -> None:
     steps.do(None, *[0.050] * 9, is_late=True)
     steps.do(OTHER, *[0.050] * 4, is_late=True)
     assert steps.do(KIND, 0.020) == pytest.approx(0.020 - MARGIN_S)
+
+
+def test_late_steps_that_nobody_waits_for_teach_nothing() -> None:
+    steps = Steps()
+    steps.do(KIND, *[0.020] * 5)
+    steps.do(OTHER, *[0.003] * 5)
+    steps.do(OTHER, *[0.003] * 20, is_late=True)
+    steps.do(KIND, 0.020)
+    assert steps.do(KIND, 0.020) == pytest.approx(0.020 - MARGIN_S)

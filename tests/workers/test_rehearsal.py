@@ -115,9 +115,16 @@ def test_the_engine_rehearses_between_jobs_and_never_beside_one() -> None:
         assert heard.engine.is_rehearsed
 
 
-def test_what_is_usual_begins_with_the_widest_and_fits_among_the_graphs() -> None:
+@pytest.mark.parametrize("num_seqs", [1, 8, 32, 100, 256])
+def test_what_is_usual_begins_with_what_takes_most_memory(num_seqs: int) -> None:
+    buckets = usual_buckets(num_seqs, 32_768)
+    first = buckets[:2]
+    assert max(b.num_tokens for b in buckets) == max(b.num_tokens for b in first)
+    assert max(b.num_sequences for b in buckets) == max(b.num_sequences for b in first)
+
+
+def test_what_is_usual_fits_among_the_graphs() -> None:
     buckets = usual_buckets(256, 32_768)
-    assert buckets[0] == decodes(256)
     assert len(set(buckets)) == len(buckets) <= MAX_GRAPHS
     assert {Bucket(0, 0, num_tokens, 32_768, "filtered") for num_tokens in (64, 512, 1_024)} < {*buckets}
     assert {decodes(rows, context) for rows in (1, 2, 64, 256) for context in (256, 2_048)} < {*buckets}

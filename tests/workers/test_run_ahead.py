@@ -31,6 +31,7 @@ from thinkstream_workers.block_manager import BlockManager
 from thinkstream_workers.engine import Engine
 from thinkstream_workers.mailboxes import Inbox, Outbox
 from thinkstream_workers.orders import JobKey, Order, Started, Stop, Submit
+from thinkstream_workers.rehearsal import Rehearsal
 from thinkstream_workers.runner import ModelRunner
 from thinkstream_workers.sampling import ResolvedSampling
 
@@ -267,9 +268,10 @@ def test_an_engine_that_waits_for_orders_can_be_stopped() -> None:
     device = PaperDevice()
     batcher = Batcher(BlockManager(64, 4), max_num_seqs=4, max_num_batched_tokens=16, max_context=100)
     inbox = EagerInbox()
+    runner = cast("ModelRunner", device)
     engine = Engine(
-        batcher=batcher, runner=cast("ModelRunner", device), inbox=inbox, outbox=Outbox(),
-        announce=device.announce, on_turn=lambda: None, run_ahead=True, pace=PaperPace(lambda: 1e3),
+        batcher=batcher, runner=runner, inbox=inbox, outbox=Outbox(), announce=device.announce,
+        on_turn=lambda: None, run_ahead=True, pace=PaperPace(lambda: 1e3), rehearsal=Rehearsal(runner, []),
     )  # fmt: skip
     inbox.put(submit_of(1))
     threading.Timer(0.05, engine.stop).start()

@@ -15,6 +15,7 @@ from thinkstream_model.sampler import NOT_A_TOKEN, SamplingInputs
 from thinkstream_model.thinker import Thinker, random_thinker
 from thinkstream_workers.batch import Batch, SampledTokens
 from thinkstream_workers.block_manager import BlockManager
+from thinkstream_workers.buckets import Bucket
 from thinkstream_workers.orders import JobKey, Submit
 from thinkstream_workers.packing import send
 from thinkstream_workers.runner import InFlight, ModelRunner, fill_pending
@@ -286,6 +287,14 @@ def collect(runner: ModelRunner, step: InFlight) -> SampledTokens:
     ):
         sequence.token_ids[place] = token_id
     return tokens
+
+
+def test_a_steps_kind_is_its_bucket(thinker: Thinker, blocks: BlockManager) -> None:
+    decodes = [sequence_of(blocks, [number]) for number in range(3)]
+    batch = Batch.of(decodes, [1, 1, 1])
+    runner = runner_of(CapturableThinker(thinker.weights), PaperCapture())
+    assert runner.launch(batch).kind == Bucket(3, 128, 0, 0, "unfiltered")
+    assert runner_of(thinker).launch(batch).kind is None
 
 
 def test_a_step_in_which_a_sequence_gets_no_token_has_no_graph(thinker: Thinker) -> None:

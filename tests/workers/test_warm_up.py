@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from typing import cast
@@ -65,6 +66,15 @@ def test_slots_that_outlast_the_lease_are_warned_of(caplog: pytest.LogCaptureFix
         assert caplog.text == ""
         HandEngine(s_per_token=0.1).warm_up().size_step(5_000, num_seqs=26, usual_tokens=512)
     assert "a step of 26 sequences may take longer than half of the lease of 5.0 s" in caplog.text
+
+
+def test_what_a_start_has_made_is_not_looked_through_again() -> None:
+    gc.unfreeze()
+    try:
+        HandEngine().warm_up().run()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize("max_context", [2, 3, 4, 5])

@@ -138,8 +138,9 @@ def rows_beside_prompts(num_rows: int) -> int:
 def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
     """Buckets that service meets most, the most wanted first.
 
-    Before all comes the widest, whose graph takes the memory that the others' share; then prompts, decodes
-    of 1, 2, 4 and so on sequences, as their contexts grow, and prompts beside some decodes.
+    Before all come the one of most tokens and the one of most decodes, whose graphs take the memory that the
+    others' share; then prompts, decodes of 1, 2, 4 and so on sequences, as their contexts grow, and prompts
+    beside some decodes.
 
     Args:
         max_num_seqs: Sequences decoded at once.
@@ -156,11 +157,11 @@ def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
     numbers = [*doubling(1, max_num_seqs)]
     contexts = [_doubled_to(context, _CONTEXT_TOKENS, longest) for context in _USUAL_CONTEXTS]
     prompts = [Bucket(0, 0, num_tokens, longest, "filtered") for num_tokens in PROMPT_BUCKETS]
-    widest = decodes(max_num_seqs, contexts[0])
     all_decodes = [decodes(number, context) for context in contexts for number in numbers]
     few = [number for number in numbers if number <= _USUAL_BESIDE_PROMPTS]
     all_mixed = [mixed(number, num_tokens) for number in few for num_tokens in PROMPT_BUCKETS]
-    return [*dict.fromkeys([widest, *prompts, *all_decodes, *all_mixed])]
+    largest = [all_mixed[-1], decodes(max_num_seqs, contexts[0])]
+    return [*dict.fromkeys([*largest, *prompts, *all_decodes, *all_mixed])]
 
 
 def sequence_counts(max_num_seqs: int) -> list[int]:

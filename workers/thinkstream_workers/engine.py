@@ -1,7 +1,7 @@
 """The hot loop of one replica, and nothing else.
 
-Orders in, steps, outputs out. It knows no Redis, no Ray and no clock, so the same engine runs in the
-actor, in tests and in benchmarks. Whoever starts it gives it a thread of its own.
+Orders in, steps, outputs out. It knows no Redis and no Ray, and the clock is its ``Pace``'s, so the same
+engine runs in the actor, in tests and in benchmarks. Whoever starts it gives it a thread of its own.
 
 Where it runs ahead, the device need not wait for the host: while it does one step, the host hands out the
 tokens of the step before, waits for whoever may come, and launches the next step shortly before the device
@@ -43,8 +43,8 @@ class Engine:
             anything else happens. What kills the process in between is laid at that suspect's door.
         on_turn: Called at each turn of the loop and while it waits for room in the outbox, so that others
             see it alive.
+        rehearsal: What to do while there is no work.
         run_ahead: Whether a step is launched before the tokens of the one before it are read.
-        rehearsal: What to do while there is no work; None is nothing.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Engine:
         pace: Pace,
         announce: Callable[[JobKey | None], None],
         on_turn: Callable[[], None],
+        rehearsal: Rehearsal,
         run_ahead: bool = False,
-        rehearsal: Rehearsal | None = None,
     ) -> None:
         self._batcher = batcher
         self._runner = runner
@@ -86,7 +86,7 @@ class Engine:
     @property
     def is_rehearsed(self) -> bool:
         """Whether nothing is left to do while there is no work; any thread may read it."""
-        return self._rehearsal is None or self._rehearsal.is_over
+        return self._rehearsal.is_over
 
     def limit_step(self, num_tokens: int) -> int:
         """Has later steps take so many tokens at most; returns what holds. Any thread may call it."""
@@ -112,7 +112,8 @@ class Engine:
             batch = self._batcher.next_batch()
             if batch is None:
                 self._collect_in_flight()
-                self._rehearse()
+                if not self._batcher.has_work:
+                    self._rehearsal.step()
             else:
                 self._announce_suspect(batch.alone)
                 self._emit(StepOutput(started=list(batch.started)))  # before the step, to be timed
@@ -123,11 +124,6 @@ class Engine:
         """Waits while the step in flight leaves time: whoever comes meanwhile is in the next one."""
         if self._in_flight is not None:
             self._stopping.wait(self._pace.spare_s)
-
-    def _rehearse(self) -> None:
-        """Uses a turn without work."""
-        if self._rehearsal is not None and not self._batcher.has_work:
-            self._rehearsal.step()
 
     def _step(self, batch: Batch) -> None:
         """Launches one step, then collects the one before it."""
@@ -140,16 +136,20 @@ class Engine:
             if self._in_flight is None and len(batch.sequences) == 1:
                 logger.exception("a sequence failed in a step of %d tokens", batch.query_lens[0])
         else:
-            is_late = self._in_flight is not None and self._runner.has_ended(self._in_flight)
-            self._pace.launched(launched.kind, is_late=is_late)
-            self._batcher.advance(batch)
-            self._collect_in_flight()
-            self._in_flight = launched
-            if not self._run_ahead or batch.needs_ids:
-                self._collect_in_flight()
+            self._launched(launched)
             return
         # Out here the error is gone, and with it the tensors its traceback held.
         self._step_again(batch, failure)
+
+    def _launched(self, step: InFlight) -> None:
+        """Counts a step as done that the device has been told to do, and collects the one before it."""
+        before = self._in_flight
+        self._pace.launched(step.kind, is_late=before is not None and self._runner.has_ended(before))
+        self._batcher.advance(step.batch)
+        self._collect_in_flight()
+        self._in_flight = step
+        if not self._run_ahead or step.batch.needs_ids:
+            self._collect_in_flight()
 
     def _step_again(self, batch: Batch, failure: JobFailure) -> None:
         """Does a failed batch with no other in flight, then in halves, until what fails is one sequence."""

@@ -41,25 +41,21 @@ class Pace:
     @property
     def spare_s(self) -> float:
         """Seconds until the next step must be chosen; 0.0 where nothing is known that speaks for waiting."""
-        if self._began_s is None or not self._is_known(self._launched[0]):
-            return 0.0
-        takes_s = min(self._took_s[self._launched[0]])
-        if takes_s < _SHORTEST_S:
-            return 0.0
-        return max(0.0, self._began_s + takes_s - self._margin_s - self._clock())
+        ends_s = self._foretold_end_s()
+        return 0.0 if ends_s is None else max(0.0, ends_s - self._margin_s - self._clock())
 
     def launched(self, kind: Hashable, *, is_late: bool) -> None:
         """Notes that a step was launched.
 
         Args:
             kind: What it shares with steps that take as long; None is like no other.
-            is_late: Whether the one before it had ended. Of a kind not known yet that says nothing: its
-                launch takes longer than others.
+            is_late: Whether the one before it had ended. That says something of the margin where that one's
+                end was waited for, and where this one is of a known kind: else its launch takes longer.
         """
-        self._launched.append(kind)
-        if self._is_known(kind):
+        if self._foretold_end_s() is not None and self._is_known(kind):
             change_s = _LATE_S if is_late else -_IN_TIME_S
             self._margin_s = min(max(_LEAST_MARGIN_S, self._margin_s + change_s), _MOST_MARGIN_S)
+        self._launched.append(kind)
 
     def ended(self) -> None:
         """Notes that the step launched first has ended; with it the next one begins, if there is one."""
@@ -68,6 +64,13 @@ class Pace:
         if self._began_s is not None and kind is not None:
             self._took_s.setdefault(kind, deque(maxlen=_NUM_KNOWN)).append(now_s - self._began_s)
         self._began_s = now_s if self._launched else None
+
+    def _foretold_end_s(self) -> float | None:
+        """When the step on the device ends, where that is known and worth waiting for."""
+        if self._began_s is None or not self._is_known(self._launched[0]):
+            return None
+        takes_s = min(self._took_s[self._launched[0]])
+        return self._began_s + takes_s if takes_s >= _SHORTEST_S else None
 
     def _is_known(self, kind: Hashable) -> bool:
         return len(self._took_s.get(kind, ())) == _NUM_KNOWN

@@ -6,7 +6,6 @@ ends one of its threads ends the replica: it goes silent, its lease runs out, an
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import socket
@@ -108,8 +107,6 @@ class Replica:
         self._warm_up()
         self._connection.run(functions.meta_claim(self._config.redis.keys, arithmetic=self._arithmetic))
         self._intake.limit_context(self._claimed_context(self._engine.max_context))
-        gc.collect()
-        gc.freeze()  # what is here by now stays, and looking through it holds every thread for some 80 ms
         self._session.open()
         self._run_thread("intake", self._intake.run)
         self._run_thread("publisher", self._publisher.run)

@@ -46,7 +46,7 @@ def main() -> None:
         asyncio.run(measure(url, 1, args.prompt, 2))
         print(json.dumps({"first_token_s": time.perf_counter() - began_s}), flush=True)
         for number in streams:
-            asyncio.run(measure(url, number, args.prompt, 8))
+            asyncio.run(measure(url, number, args.prompt, args.tokens))  # meets what the next one measures
             row = asyncio.run(measure(url, number, args.prompt, args.tokens))
             print(json.dumps(row), flush=True)
         if args.kill:
