@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 
 import pytest
@@ -93,12 +94,35 @@ def test_a_device_that_had_to_wait_is_given_more_time_for_a_while() -> None:
     steps = Steps()
     steps.do(KIND, *[0.020] * 5)
     steps.do(KIND, 0.020, is_late=True)
-    assert steps.do(KIND, 0.020) == pytest.approx(0.017, abs=1e-5)
+    assert steps.do(KIND, *[0.020] * 5) == pytest.approx(0.017, abs=1e-5)
     assert steps.do(KIND, *[0.020] * 250) == pytest.approx(0.0175, abs=1e-5)
     assert steps.do(KIND, *[0.020] * 500) == pytest.approx(0.020 - MARGIN_S)
-    steps.do(KIND, *[0.020] * 100, is_late=True)
-    assert steps.do(KIND, 0.020) == pytest.approx(0.0, abs=1e-5)
+    for _ in range(30):
+        steps.do(KIND, 0.020, is_late=True)
+        steps.do(KIND, *[0.020] * 5)
+    assert steps.do(KIND, 0.020) == pytest.approx(0.0, abs=1e-4)
     assert steps.do(KIND, *[0.020] * 9_500) == pytest.approx(0.020 - MARGIN_S)
+
+
+@pytest.mark.parametrize("slow_s", [0.1, 0.3, 3.0])
+def test_steps_that_were_slow_for_a_while_are_not_made_slow_by_waiting(slow_s: float) -> None:
+    """A device and a host that waits as long as it is told: what is measured depends on the wait."""
+    now_s, ends_s = 100.0, [0.0]
+    pace = Pace(lambda: now_s)
+    pace.launched(KIND, is_late=False)
+    ends_s.append(now_s + 0.020)
+    began_s: list[float] = []
+    for step in range(60):
+        began_s.append(now_s)
+        now_s += pace.spare_s
+        pace.launched(KIND, is_late=ends_s[-1] <= now_s)
+        ends_s.append(max(now_s, ends_s[-1]) + (slow_s if 20 <= step < 25 else 0.020))
+        now_s = max(now_s, ends_s[-2])
+        pace.ended()
+    lasted_s = [after - before for before, after in itertools.pairwise(began_s)]
+    assert sum(time_s > 0.021 for time_s in lasted_s) <= 5 + 1
+    assert lasted_s[30:] == pytest.approx([0.020] * len(lasted_s[30:]))
+    assert pace.spare_s > 0.015
 
 
 def test_that_a_kind_met_for_the_first_time_is_late_says_nothing() -> None:

@@ -49,12 +49,17 @@ class Pace:
 
         Args:
             kind: What it shares with steps that take as long; None is like no other.
-            is_late: Whether the one before it had ended. That says something of the margin where that one's
-                end was waited for, and where this one is of a known kind: else its launch takes longer.
+            is_late: Whether the one before it had ended; when is not known then. Where that end was waited
+                for, the margin was too small or the step was quicker than foretold, and its kind is learnt
+                anew; but not where this one is of no known kind, since its launch takes longer.
         """
         if self._foretold_end_s() is not None and self._is_known(kind):
             change_s = _LATE_S if is_late else -_IN_TIME_S
             self._margin_s = min(max(_LEAST_MARGIN_S, self._margin_s + change_s), _MOST_MARGIN_S)
+            if is_late:
+                del self._took_s[self._launched[0]]
+        if is_late:
+            self._began_s = None
         self._launched.append(kind)
 
     def ended(self) -> None:
