@@ -62,14 +62,14 @@ def test_an_idle_engine_rehearses_what_is_usual_for_its_limits(
         return False
 
     monkeypatch.setattr(ModelRunner, "rehearse", rehearse)
-    engine = engine_of(thinker, EngineConfig(num_blocks=20, slots=3, max_context=100))
+    engine = engine_of(thinker, EngineConfig(num_blocks=20, slots=3, step_tokens=256, max_context=100))
     thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()
     while not engine.is_rehearsed and thread.is_alive():
         time.sleep(0.01)
     engine.stop()
     thread.join()
-    assert rehearsed == usual_buckets(3, 100)
+    assert rehearsed == usual_buckets(3, 256, 100)
 
 
 def test_a_cpu_gives_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

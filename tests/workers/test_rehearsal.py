@@ -10,7 +10,7 @@ from tests.support.paper_device import play
 
 from thinkstream_client.records import JobRef
 from thinkstream_workers.batch import Batch
-from thinkstream_workers.buckets import Bucket, usual_buckets
+from thinkstream_workers.buckets import MAX_PROMPTS, Bucket, most_tokens, usual_buckets
 from thinkstream_workers.orders import JobKey, Order, Submit
 from thinkstream_workers.rehearsal import Rehearsal, blank_batch
 from thinkstream_workers.runner import ModelRunner
@@ -117,14 +117,14 @@ def test_the_engine_rehearses_between_jobs_and_never_beside_one() -> None:
 
 @pytest.mark.parametrize("num_seqs", [1, 8, 32, 100, 256])
 def test_what_is_usual_begins_with_what_takes_most_memory(num_seqs: int) -> None:
-    buckets = usual_buckets(num_seqs, 32_768)
+    buckets = usual_buckets(num_seqs, 8_192, 32_768)
     first = buckets[:2]
     assert max(b.num_tokens for b in buckets) == max(b.num_tokens for b in first)
     assert max(b.num_sequences for b in buckets) == max(b.num_sequences for b in first)
 
 
 def test_what_is_usual_fits_among_the_graphs() -> None:
-    buckets = usual_buckets(256, 32_768)
+    buckets = usual_buckets(256, 8_192, 32_768)
     assert len(set(buckets)) == len(buckets) <= MAX_GRAPHS
     assert {Bucket(0, 0, num_tokens, 32_768, "filtered") for num_tokens in (64, 512, 1_024)} < {*buckets}
     assert {decodes(rows, context) for rows in (1, 2, 64, 256) for context in (256, 2_048)} < {*buckets}
@@ -134,7 +134,7 @@ def test_what_is_usual_fits_among_the_graphs() -> None:
 @pytest.mark.parametrize("longest", [2, 100, 300, 4_096])
 @pytest.mark.parametrize("num_seqs", [1, 3, 24])
 def test_what_is_usual_is_what_steps_ask_for(num_seqs: int, longest: int) -> None:
-    buckets = usual_buckets(num_seqs, longest)
+    buckets = usual_buckets(num_seqs, 8_192, longest)
     assert {(bucket.num_decodes > 0, bucket.num_prompts > 0) for bucket in buckets} == {
         (True, False), (False, True), (True, True),
     }  # fmt: skip
@@ -142,3 +142,12 @@ def test_what_is_usual_is_what_steps_ask_for(num_seqs: int, longest: int) -> Non
         query_lens = [1] * bucket.num_decodes + [bucket.num_prompt_tokens] * bool(bucket.num_prompts)
         context_lens = [bucket.decode_context] * bucket.num_decodes + [longest] * bool(bucket.num_prompts)
         assert bucket == Bucket.of(query_lens, context_lens, "filtered", longest=longest)
+
+
+@pytest.mark.parametrize("longest", [2, 100, 4_096])
+@pytest.mark.parametrize(("num_seqs", "step_tokens"), [(1, 64), (32, 256), (256, 256), (256, 8_192)])
+def test_what_no_step_can_be_is_not_usual(num_seqs: int, step_tokens: int, longest: int) -> None:
+    buckets = usual_buckets(num_seqs, step_tokens, longest)
+    assert max(bucket.num_tokens for bucket in buckets) <= most_tokens(num_seqs, step_tokens)
+    prompts = {bucket.num_prompt_tokens for bucket in buckets}
+    assert sorted(prompts)[-2] < min(step_tokens, MAX_PROMPTS * longest)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from thinkstream_model.inputs import count_decodes
-from thinkstream_model.step_sizes import PROMPT_TOKENS, SPLIT_KEYS, doubling
+from thinkstream_model.step_sizes import PROMPT_STEP, SPLIT_KEYS, doubling
 
 from .step_arrays import StepLengths
 
@@ -19,7 +19,7 @@ tokens costs nothing that would be worth a bucket of its own."""
 MAX_PROMPT_TOKENS = 2_048
 """Tokens of these prompts; more keep the device busy while the host launches."""
 PROMPT_BUCKETS: tuple[int, ...] = (
-    *range(PROMPT_TOKENS, 257, PROMPT_TOKENS),
+    *range(PROMPT_STEP, 257, PROMPT_STEP),
     *range(384, 513, 128),
     *range(768, MAX_PROMPT_TOKENS + 1, 256),
 )
@@ -135,7 +135,7 @@ def rows_beside_prompts(num_rows: int) -> int:
     return (num_rows + 127) // 128 * 128
 
 
-def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
+def usual_buckets(max_num_seqs: int, max_num_batched_tokens: int, longest: int) -> list[Bucket]:
     """Buckets that service meets most, the most wanted first.
 
     Before all come the one of most tokens and the one of most decodes, whose graphs take the memory that the
@@ -144,6 +144,7 @@ def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
 
     Args:
         max_num_seqs: Sequences decoded at once.
+        max_num_batched_tokens: Tokens of a step.
         longest: Keys that any sequence may have.
     """
 
@@ -156,10 +157,12 @@ def usual_buckets(max_num_seqs: int, longest: int) -> list[Bucket]:
 
     numbers = [*doubling(1, max_num_seqs)]
     contexts = [_doubled_to(context, _CONTEXT_TOKENS, longest) for context in _USUAL_CONTEXTS]
-    prompts = [Bucket(0, 0, num_tokens, longest, "filtered") for num_tokens in PROMPT_BUCKETS]
+    most = _prompt_bucket(min(max_num_batched_tokens, MAX_PROMPTS * longest, MAX_PROMPT_TOKENS))
+    sizes = [num_tokens for num_tokens in PROMPT_BUCKETS if num_tokens <= most]
+    prompts = [Bucket(0, 0, num_tokens, longest, "filtered") for num_tokens in sizes]
     all_decodes = [decodes(number, context) for context in contexts for number in numbers]
     few = [number for number in numbers if number <= _USUAL_BESIDE_PROMPTS]
-    all_mixed = [mixed(number, num_tokens) for number in few for num_tokens in PROMPT_BUCKETS]
+    all_mixed = [mixed(number, num_tokens) for number in few for num_tokens in sizes]
     largest = [all_mixed[-1], decodes(max_num_seqs, contexts[0])]
     return [*dict.fromkeys([*largest, *prompts, *all_decodes, *all_mixed])]
 

@@ -92,7 +92,7 @@ def build_engine(
         announce=announce,
         on_turn=on_turn,
         run_ahead=thinker.device.type != "cpu" if config.run_ahead is None else config.run_ahead,
-        rehearsal=Rehearsal(runner, usual_buckets(config.slots, max_context)),
+        rehearsal=Rehearsal(runner, usual_buckets(config.slots, config.step_tokens, max_context)),
     )
 
 
