@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from thinkstream_client.errors import ConfigError
 from thinkstream_client.settings import RedisSettings
@@ -205,9 +206,11 @@ def _found_model(model: str) -> tuple[str, ThinkerConfig]:
     Raises:
         ConfigError: It is not there, or not one of ours.
     """
+    if not model:
+        raise ConfigError("model: got '', allowed: demo, random:CONFIG[,seed=N] or a checkpoint's folder")
     name = ModelName.parse(model)
     is_read = name.random_seed is None
-    if not (name.path.is_dir() if is_read else name.path.exists()):
+    if not _is_there(name.path, is_folder=is_read):
         hint = "; a hub's name is not fetched: download it first" if _HUB_NAME.fullmatch(model) else ""
         raise ConfigError(f"model {model}: no such {'folder' if is_read else 'file'}{hint}")
     try:
@@ -217,3 +220,10 @@ def _found_model(model: str) -> tuple[str, ThinkerConfig]:
     if is_read and not any(name.path.glob("*.safetensors")):
         raise ConfigError(f"model {model}: no weights (*.safetensors) in this folder")
     return name.from_anywhere(), config
+
+
+def _is_there(path: Path, *, is_folder: bool) -> bool:
+    try:
+        return path.is_dir() if is_folder else path.exists()
+    except OSError:  # too long to be a file's name
+        return False

@@ -139,10 +139,18 @@ def test_a_folder_without_weights_is_no_model(folder: Path) -> None:
     assert UpArguments(model=f"random:{folder}").checked()
 
 
-@pytest.mark.parametrize("model", ["random:/nowhere.json", "random:/nowhere.json,seed=x", "/nowhere"])
+@pytest.mark.parametrize(
+    "model",
+    ["random:/nowhere.json", "random:/nowhere.json,seed=x", "/nowhere", "a" * 300, f"random:{'a' * 300}"],
+)
 def test_a_model_that_is_not_there(model: str) -> None:
     with pytest.raises(ConfigError, match="no such"):
         UpArguments(model=model).checked()
+
+
+def test_a_model_without_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"model: got '', allowed: demo, random:CONFIG"):
+        UpArguments(model="").checked()
 
 
 def test_a_hub_s_name_is_told_to_be_downloaded() -> None:
