@@ -16,7 +16,7 @@ from .kv_cache import KVCache
 from .ops import Ops
 from .parameters import ThinkerWeights
 from .sampler import SamplingInputs
-from .step_sizes import PROMPT_TOKENS, SPLIT_KEYS, doubling
+from .step_sizes import PROMPT_STEP, SPLIT_KEYS, doubling
 from .thinker import Thinker
 
 _LONG_CONTEXT = 4_096
@@ -66,7 +66,7 @@ def compile_steps(
                 if num_rows == 1 or context <= _LONG_CONTEXT:
                     steps.run((1,) * num_rows, context)
             steps.run((2,) * num_rows, 2)
-        short = range(PROMPT_TOKENS, min(_LONG_PROMPT, max_tokens), PROMPT_TOKENS)
+        short = range(PROMPT_STEP, min(_LONG_PROMPT, max_tokens), PROMPT_STEP)
         for num_tokens in (*short, *doubling(_LONG_PROMPT, max_tokens)):
             steps.run((min(num_tokens, max_tokens),), max_context)
 

@@ -14,9 +14,10 @@ SPLIT_KEYS = 256
 Part of the order of summation: another number, other bits.
 """
 
-PROMPT_TOKENS = 64
+PROMPT_STEP = 64
 """Prompts that get a graph are padded to a multiple, the rows that a tile of the dense products has at most
-where there are few: less would be as much work, and more graphs. No bit follows from it.
+where there are few: less would be as much work, and more graphs. From 256 tokens on the steps widen to 128,
+from 512 on to 256 (``buckets`` of the workers): padding is a small share there. No bit follows from it.
 """
 
 NUM_PARTS = 4
