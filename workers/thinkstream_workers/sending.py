@@ -90,46 +90,52 @@ class Sender:
         self._send_failures()
 
     def _send_entries(self) -> None:
+        def acknowledge(publication: Publication) -> None:
+            publication.acknowledge()
+            self._repairs.pop(publication.key, None)
+
         batch = [publication for publication in self._waiting.values() if publication.has_entry]
-        if not batch:
-            return
-        for publication, reply in self._replies(batch, self._step):
-            if reply is StepReply.OK:
-                publication.acknowledge()
-                self._repairs.pop(publication.key, None)
-            else:
-                self._resolve_refusal(publication, reply)
-        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
+        self._send_batch(batch, self._step, acknowledge)
 
     def _send_ends(self) -> None:
-        batch = [publication for publication in self._waiting.values() if not publication.has_entry]
-        if not batch:
-            return
         now = time.monotonic()
-        for publication, reply in self._replies(batch, lambda some: self._finish(some, now)):
-            if reply is StepReply.OK:
-                log_end(publication, now)
-                self._forget(publication.key)
-            else:
-                self._resolve_refusal(publication, reply)
-        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
+
+        def finish(batch: Sequence[Publication]) -> list[StepReply]:
+            return self._session.finish([finish_row(publication, now) for publication in batch])
+
+        def conclude(publication: Publication) -> None:
+            log_end(publication, now)
+            self._forget(publication.key)
+
+        batch = [publication for publication in self._waiting.values() if not publication.has_entry]
+        self._send_batch(batch, finish, conclude)
 
     def _step(self, batch: Sequence[Publication]) -> list[StepReply]:
         return self._session.step(
             [StepRow(p.key.ref, p.expected_len, p.next_entry(), p.key.mk, p.grain) for p in batch]
         )
 
-    def _finish(self, batch: Sequence[Publication], now: float) -> list[StepReply]:
-        return self._session.finish([finish_row(publication, now) for publication in batch])
+    def _send_batch(
+        self,
+        batch: Sequence[Publication],
+        call: Callable[[Sequence[Publication]], list[StepReply]],
+        settle: Callable[[Publication], None],
+    ) -> None:
+        """Makes one call for a batch, settles what was taken, and finds out about the rest.
 
-    def _replies(
-        self, batch: list[Publication], send: Callable[[Sequence[Publication]], list[StepReply]]
-    ) -> list[tuple[Publication, StepReply]]:
-        """Sends rows; one that is refused while others are taken fails its job."""
-        taken, refused = send_rows(batch, send)
+        A row that is refused while others are taken fails its job.
+        """
+        if not batch:
+            return
+        answered, refused = send_rows(batch, call)
         for publication, refusal in refused:
             self._fail(publication.key, refusal)
-        return taken
+        for publication, reply in answered:
+            if reply is StepReply.OK:
+                settle(publication)
+            else:
+                self._resolve_refusal(publication, reply)
+        self._waiting = {key: p for key, p in self._waiting.items() if p.has_something}
 
     def _fail(self, key: JobKey, error: ThinkstreamError) -> None:
         logger.warning("job %s: its row is refused: %s", key.ref.job_id, error)
@@ -180,7 +186,7 @@ class Sender:
 
 
 def send_rows(
-    batch: Sequence[T], send: Callable[[Sequence[T]], list[StepReply]]
+    batch: Sequence[T], call: Callable[[Sequence[T]], list[StepReply]]
 ) -> tuple[list[tuple[T, StepReply]], list[tuple[T, CommandRefused]]]:
     """Sends rows together or, where Redis refuses that, each by itself.
 
@@ -188,7 +194,7 @@ def send_rows(
 
     Args:
         batch: Whose rows they are, at least one.
-        send: Makes the call.
+        call: Makes the call.
 
     Returns:
         The replies, and whose rows were refused while others were taken.
@@ -197,7 +203,7 @@ def send_rows(
         CommandRefused: All are refused: it is the call that Redis does not do.
     """
     try:
-        return list(zip(batch, send(batch), strict=True)), []
+        return list(zip(batch, call(batch), strict=True)), []
     except CommandRefused:
         if len(batch) == 1:
             raise
@@ -205,7 +211,7 @@ def send_rows(
     refused: list[tuple[T, CommandRefused]] = []
     for one in batch:
         try:
-            taken.append((one, send([one])[0]))
+            taken.append((one, call([one])[0]))
         except CommandRefused as error:
             refused.append((one, error))
     if not taken:
