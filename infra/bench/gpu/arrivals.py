@@ -7,6 +7,9 @@ Some jobs decode; whenever they have had a few steps by themselves, one more com
 with a prompt, and leaves with its first token. The figures: milliseconds to that token, and between two
 tokens of the others, in steps that a prompt shares and in steps that none does. One line of JSON for each
 number of running jobs.
+
+Lengths of prompts and moments of a step are drawn from one seed for each line, so that two runs ask for the
+same; the prompts' tokens are others each time.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from thinkstream_workers.sampling import ResolvedSampling
 from .engine_bench import Ask, EngineBench
 from .shape import released_config
 
+_SEED = 0
 _NUM_JOINING = 40
 _NUM_UNCOUNTED = 8
 """The first of those that join: their buckets are met for the first and second time."""
@@ -48,12 +52,23 @@ def main() -> None:
     thinker = random_thinker(released_config(args.layers), device="cuda", dtype=torch.bfloat16)
     with EngineBench(thinker, EngineConfig(slots=256, max_context=8_192)) as bench:
         for num_running in map(int, args.running.split(",")):
-            prompts = [random.randint(least, *most or [least]) for _ in range(_NUM_JOINING)]
-            print(json.dumps({"prompt": args.prompt} | measure(bench, num_running, prompts)), flush=True)
+            chance = random.Random(_SEED)
+            prompts = [chance.randint(least, *most or [least]) for _ in range(_NUM_JOINING)]
+            times = measure(bench, num_running, prompts, chance)
+            print(json.dumps({"prompt": args.prompt} | times), flush=True)
 
 
-def measure(bench: EngineBench, num_running: int, prompts: Sequence[int]) -> dict[str, float]:
-    """Have jobs with prompts of so many tokens join others; times are medians and 90th percentiles."""
+def measure(
+    bench: EngineBench, num_running: int, prompts: Sequence[int], chance: random.Random
+) -> dict[str, float]:
+    """Have jobs join others; times are medians and 90th percentiles.
+
+    Args:
+        bench: Has them answered.
+        num_running: How many decode all the while.
+        prompts: Tokens of each that joins, the last one first.
+        chance: Draws the moments of a step at which they come.
+    """
     first_s: list[float] = []
     gaps_s: dict[bool, list[float]] = {True: [], False: []}
     one, long = (ResolvedSampling(max_tokens=number) for number in (1, len(prompts) * _NUM_STEPS_EACH))
@@ -75,7 +90,7 @@ def measure(bench: EngineBench, num_running: int, prompts: Sequence[int]) -> dic
         if keys & running and before_s and len(first_s) > _NUM_UNCOUNTED:
             gaps_s[is_shared].append(now_s - before_s)
         if coming and not is_joining and num_steps > _NUM_STEPS_ALONE:
-            wait_s = random.uniform(0.0, now_s - before_s)
+            wait_s = chance.uniform(0.0, now_s - before_s)
             threading.Timer(wait_s, bench.submit, [[coming.pop()]]).start()
             is_joining, asked_s = True, now_s + wait_s
         before_s = now_s
