@@ -3,7 +3,8 @@
 Floats are searched by keys, integers that order like them, two bits at a time: one reading of the values
 weighs what is at or above each of three thresholds. The last bit leaves a value of the row.
 
-The values are a tuple: a row's logits, the groups of ids to read, how many groups, how many ids are valid.
+The values are a tuple: a row's logits, the groups of ids to read, how many groups, how many ids are valid;
+or slots and blocks of them in place of ids and groups (``nucleus.py``).
 The scale is another: the row's largest logit and the inverse of its temperature.
 
 I ids of a group, M groups in a tile.
@@ -18,6 +19,8 @@ from thinkstream_model.sampler import LEAST_TEMPERATURE
 
 LOWEST_KEY = tl.constexpr(-(1 << 31))
 NUM_DIGITS = tl.constexpr(16)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+"""The least that a mass or a share is taken for: enough of none would be above the largest value, too."""
 _MINUS_INFINITY_KEY = tl.constexpr(-0x7F80_0001)
 _LEAST_TEMPERATURE = tl.constexpr(LEAST_TEMPERATURE)
 

@@ -22,9 +22,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from thinkstream_model.sampler import LEAST_TEMPERATURE, SamplingInputs
 
-from .float_search import LOWEST_KEY, inverse_of, key_of, largest_key, likelihood, value_of, weigh
+from .float_search import (
+    LOWEST_KEY,
+    SMALLEST_NORMAL,
+    inverse_of,
+    key_of,
+    largest_key,
+    likelihood,
+    value_of,
+    weigh,
+)
 from .launch import is_dependent, launch_options
-from .nucleus import gather_nucleus, gathered_key, has_top_k, is_nucleus
+from .nucleus import gather_nucleus, gathered_key
+from .nucleus_weighing import has_top_k, is_nucleus
 from .philox import log
 from .tiles import num_tiles, power_of_2
 
@@ -32,7 +42,6 @@ _GROUP_IDS = 128
 _GROUPS_PER_CHUNK = 16
 _GROUPS_PER_TILE = 64
 _NUM_CANDIDATE_DIGITS = tl.constexpr(10)
-_SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 
 
 def lowest_kept(logits_BV: Tensor, inputs: SamplingInputs, *, num_valid_ids: int) -> Tensor:
@@ -192,7 +201,7 @@ def _lowest_of_rows(
         is_found = tl.full((), False, tl.int1)
         if is_nucleus(temperature, top_p, top_k, num_valid_ids):
             gathered = (bracket_B3, counts_BC, values_BCS)
-            found, is_found = gathered_key(gathered, groups_row, scale, row, num_chunks, CHUNKS, TILE)
+            found, is_found = gathered_key(gathered, groups_row, scale, row, num_chunks, CHUNKS, TILE, GROUP)
             key = tl.where(is_found, found, key)
         if (top_p < 1) & ~is_found:
             # Of several that tie at the k-th place, only as many count as there are places.
@@ -201,10 +210,10 @@ def _lowest_of_rows(
             if is_cut:
                 count, _, _ = weigh(values, scale, beyond, beyond, beyond, False, TILE, GROUP)
                 mass += (top_k.to(tl.float32) - count) * likelihood(value_of(key), scale)
-            target = tl.maximum(top_p * mass, _SMALLEST_NORMAL)
+            target = tl.maximum(top_p * mass, SMALLEST_NORMAL)
             key = largest_key(values, scale, target, (key, highest_key), True, TILE, GROUP)
         highest = scaled(highest, temperature)
-        in_min_p = tl.where(min_p > 0, highest + log(tl.maximum(min_p, _SMALLEST_NORMAL)), float("-inf"))
+        in_min_p = tl.where(min_p > 0, highest + log(tl.maximum(min_p, SMALLEST_NORMAL)), float("-inf"))
         lowest = tl.maximum(scaled(value_of(key), temperature), in_min_p)
         lowest = tl.minimum(lowest, highest)  # the most likely stays, whatever was asked for
     tl.store(lowest_B + row, lowest)
