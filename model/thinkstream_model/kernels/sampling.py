@@ -1,7 +1,8 @@
 """One token per row of logits: temperature, filters, then the largest of logit plus Gumbel noise.
 
-Two launches, two more where a row filters. What is kept is a threshold (``threshold.py``), what is random
-a pure function of seed, index and id (``philox.py``), and the rest a maximum: no order of work changes it.
+Two launches, two more where a row filters, and two more again where a row may have top-p without top-k.
+What is kept is a threshold (``threshold.py``), what is random a pure function of seed, index and id
+(``philox.py``), and the rest a maximum: no order of work changes it.
 
 B rows, V vocabulary, C chunks of it, N ids of a chunk.
 """
