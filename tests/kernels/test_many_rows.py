@@ -11,7 +11,7 @@ from tests.kernels.support import normal
 from tests.kernels.test_experts import FULL, Shape, ids_of, weights_of
 from torch import Tensor
 
-from thinkstream_model.kernels import experts, many_rows, many_rows_hopper
+from thinkstream_model.kernels import many_rows, many_rows_hopper
 from thinkstream_model.kernels.dense import linear, linear_in_parts
 from thinkstream_model.kernels.experts import down, gate_up
 from thinkstream_model.kernels.optional_gluon import OptionalGluon
@@ -154,8 +154,7 @@ def other_hopper(error: Exception | None = None) -> SimpleNamespace:
 
 @pytest.fixture
 def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many_rows, "MIN_ROWS", 20)
-    monkeypatch.setattr(experts, "MIN_ROWS", 20)
+    monkeypatch.setattr(many_rows, "_MIN_ROWS", 20)
     monkeypatch.setattr(many_rows, "hopper_kernels", OptionalGluon("tests", "nothing is slower"))
 
 

@@ -152,7 +152,7 @@ def _split_rows(
     return row0_K, cache_rows(table, next_K, next_K < context_len, head, KV_HEADS, BLOCK_SIZE)
 
 
-def _pace(dtype: torch.dtype, device: torch.device, num_programs: int) -> tuple[int, int]:
+def _warps_and_stages(dtype: torch.dtype, device: torch.device, num_programs: int) -> tuple[int, int]:
     """Warps of a program, and how far its loads run ahead; no choice changes a bit of the result.
 
     Where each program has a multiprocessor for itself, all of a split is under way at once; else room for
@@ -207,7 +207,7 @@ def decode_attention(
     group, device = num_heads // kv_heads, q_BHC.device
     partials = Partials.for_rows(out_BQ, width, max_context, arrivals_X)
     programs = _programs_of_row(batch * kv_heads, partials.max_splits)
-    num_warps, stages = _pace(q_BHC.dtype, device, batch * kv_heads * programs)
+    num_warps, stages = _warps_and_stages(q_BHC.dtype, device, batch * kv_heads * programs)
     _decode_kernel[(batch * kv_heads, programs)](
         q_BHC, keys_NSHC, values_NSHC, block_tables_BM, context_lens_B, out_BQ, *partials[:4],
         block_tables_BM.stride(0), partials.max_splits, score_scale(width),

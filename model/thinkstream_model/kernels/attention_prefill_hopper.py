@@ -120,7 +120,11 @@ def _prefill_kernel(
     LOADER_REGISTERS: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ) -> None:
-    """Some neighbouring tokens of one sequence, the query heads of one key head."""
+    """Some neighbouring tokens of one sequence, the query heads of one key head.
+
+    In one piece, long as it is: what it works out and allocates is what the warps are handed, so a part of
+    it taken out would give back nearly every name that it made.
+    """
     TOKENS: gl.constexpr = NUM_GROUPS * ROWS // HEAD_ROWS
     PAGES: gl.constexpr = NUM_STAGES * (TILE_KEYS // BLOCK_SIZE) * (WIDTH // COLUMNS)
     ones_layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])

@@ -23,7 +23,9 @@ from .launch import dot_precision, is_dependent, launch_options
 from .many_rows import are_many, try_multiply
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
-_MAX_NARROW_ROWS = MAX_ROWS_IN_PARTS
+_MAX_NARROW_ROWS = 256
+"""Up to so many rows reading the weights takes longest, as measured on an H100."""
+assert _MAX_NARROW_ROWS <= MAX_ROWS_IN_PARTS, "a narrow tile has no registers for a sum of parts"
 
 
 @triton.jit(do_not_specialize=("num_left", "num_right"))
@@ -137,7 +139,7 @@ def linear_in_parts(hidden_TD: Tensor, weight_OD: Tensor) -> Addend:
         [T, O], or its parts.
     """
     num_rows, num_outputs = hidden_TD.shape[0], weight_OD.shape[0]
-    if num_rows > _MAX_NARROW_ROWS:
+    if num_rows > MAX_ROWS_IN_PARTS:
         out_TO = hidden_TD.new_empty(num_rows, num_outputs)
         _launch(hidden_TD, weight_OD, out_TO.unsqueeze(0), num_parts=NUM_PARTS)
         return out_TO

@@ -21,7 +21,7 @@ from thinkstream_model.ops import ExpertLists
 
 from . import few_rows
 from .launch import dot_precision, is_dependent, launch_options
-from .many_rows import MIN_ROWS, try_multiply
+from .many_rows import are_many, try_multiply
 from .router import lists_of
 from .tiles import Tile, dot_rows, fitted, num_tiles
 
@@ -187,7 +187,7 @@ def gate_up(hidden_TD: Tensor, gate_up_E2ID: Tensor, lists: ExpertLists, top_k: 
     num_pairs, inner, device = num_rows * top_k, twice_inner // 2, hidden_TD.device
     inner_PI = hidden_TD.new_empty(num_pairs, inner)
     operands = (hidden_TD, gate_up_E2ID, inner_PI, lists)
-    if num_rows >= MIN_ROWS and try_multiply(*operands, pairs_each=top_k, is_gated=True):
+    if are_many(num_rows, twice_inner) and try_multiply(*operands, pairs_each=top_k, is_gated=True):
         return inner_PI
     tile = fitted(_gate_up_tile(num_rows), hidden_TD.dtype)
     _gate_up_kernel[_grid(num_rows, num_pairs, inner, num_experts, tile)](
@@ -226,7 +226,7 @@ def down(inner_PI: Tensor, down_EDI: Tensor, lists: ExpertLists, top_k: int) -> 
     num_rows, device = num_pairs // top_k, inner_PI.device
     outputs_TKD = inner_PI.new_empty(num_rows, top_k, width)
     operands = (inner_PI, down_EDI, outputs_TKD.flatten(0, 1), lists)
-    if num_rows >= MIN_ROWS and try_multiply(*operands):
+    if are_many(num_rows, width) and try_multiply(*operands):
         return outputs_TKD
     tile = fitted(_down_tile(num_rows), inner_PI.dtype)
     _down_kernel[_grid(num_rows, num_pairs, width, num_experts, tile)](

@@ -11,20 +11,23 @@ from thinkstream_model.ops import ExpertLists
 
 from .optional_gluon import OptionalGluon
 
-MIN_ROWS = 1_024
+_MIN_ROWS = 1_024
 """From so many rows of a step on Hopper's kernel is the faster one, as measured on an H100."""
 
 _MIN_ROWS_OF_MANY_OUTPUTS, _MANY_OUTPUTS = 65, 65_536
 """A vocabulary's outputs give every processor work enough with fewer rows."""
 
-hopper_kernels = OptionalGluon("products of many rows", "prompts take a fourteenth longer")
+hopper_kernels = OptionalGluon(
+    "products of many rows",
+    "prompts take a fourteenth longer, and the logits of more than 64 decodes up to a quarter",
+)
 with hopper_kernels.importing():
     from . import many_rows_hopper
 
 
 def are_many(num_rows: int, num_outputs: int) -> bool:
-    """Whether rows of a dense product are so many that Hopper's kernel is the faster one."""
-    return num_rows >= (_MIN_ROWS_OF_MANY_OUTPUTS if num_outputs >= _MANY_OUTPUTS else MIN_ROWS)
+    """Whether a step's rows are so many for a product that Hopper's kernel is the faster one."""
+    return num_rows >= (_MIN_ROWS_OF_MANY_OUTPUTS if num_outputs >= _MANY_OUTPUTS else _MIN_ROWS)
 
 
 def try_multiply(
