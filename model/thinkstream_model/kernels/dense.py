@@ -25,7 +25,7 @@ from .tiles import Tile, dot_rows, fitted, num_tiles
 
 _MAX_NARROW_ROWS = 256
 """Up to so many rows reading the weights takes longest, as measured on an H100."""
-assert _MAX_NARROW_ROWS <= MAX_ROWS_IN_PARTS, "a narrow tile has no registers for a sum of parts"
+assert _MAX_NARROW_ROWS <= MAX_ROWS_IN_PARTS, "narrow tiles are chosen for parts that lie apart"
 
 
 @triton.jit(do_not_specialize=("num_left", "num_right"))
