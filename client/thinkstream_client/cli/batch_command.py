@@ -85,6 +85,9 @@ def batch(
         with ResultFile(target) as out:
             items = _missing(lines, out)
             out.forget_refusals({item.custom_id for item in items})
+            if out.refused and not as_json:
+                rows = counted(len(out.refused), "refusal")
+                print_note(f"{rows} in {target} of lines that are gone: take them out")
             if items and told:
                 print_note(f"{told}: the jobs wait in the queue")
             _write_results(run, items, out, is_shown=not as_json)
@@ -94,7 +97,7 @@ def batch(
         print_json({**counts, **there, "elapsed_s": round(run.elapsed_s, 3)})
     elif items:
         _print_summary(run, target)
-    if run.num_failed or out.failed:
+    if run.num_failed or out.failed or out.refused:
         raise typer.Exit(3)
 
 

@@ -124,7 +124,8 @@ def cancel(
     """
     with closing(Client(url, namespace=namespace)) as client:
         status = client.job(job_id, tenant=tenant).cancel()
-    print_json({"id": job_id, "status": status}) if as_json else print(status)
+    told = status if status == "cancelled" else f"it had ended before: {status}"
+    print_json({"id": job_id, "status": status}) if as_json else print(told)
 
 
 def _stdin(*, is_raw: bool) -> str:

@@ -146,7 +146,10 @@ def tenant_drop(
     # Of a tenant without settings the queue knows its jobs alone.
     if former is None or (former == now and (now.num_queued or now.num_running)):
         raise RequestError(f"tenant {tenant}: it had no settings")
-    _print_tenant(now, as_json)
+    if as_json:
+        print_json(tenant_object(now))
+    else:
+        print_note(f"{tenant}: forgotten; weight 1 and no caps from now on")
 
 
 def tenant_list(
@@ -165,7 +168,7 @@ def tenant_list(
     elif found:
         print_table(_tenant_table(found))
     else:
-        print_note("no tenants")
+        print_note("no tenant has settings or jobs")
 
 
 def _print_replicas(sessions: Sequence[SessionInfo]) -> None:

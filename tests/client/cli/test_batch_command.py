@@ -178,7 +178,20 @@ def test_first_errors_are_shown(command: Command, worker: Worker, source: Path, 
     assert told[3] == f"the rest in {target}" and told[4].startswith("1 done, 4 failed, ")
     write(source, [short("long", "too long")])
     told = command("batch", source, "-o", target).err.splitlines()
-    assert told[1].startswith("line 1: the prompt has ") and told[2].startswith("0 done, 1 failed, ")
+    assert told[1] == f"4 refusals in {target} of lines that are gone: take them out"
+    assert told[2].startswith("line 1: the prompt has ") and told[3].startswith("0 done, 1 failed, ")
+
+
+def test_refusals_of_lines_that_are_gone_stay_errors(
+    command: Command, worker: Worker, source: Path, target: Path
+) -> None:
+    worker.start()
+    write(source, [short("a"), short("bad", temperature=-3)])
+    assert command("batch", source, "-o", target).code == 3
+    write(source, [short("a")])
+    ended = command("batch", source, "-o", target)
+    assert ended.code == 3
+    assert ended.err.endswith(f"1 refusal in {target} of lines that are gone: take them out\n")
 
 
 def test_only_what_is_missing_is_submitted(

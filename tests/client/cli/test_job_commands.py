@@ -81,7 +81,7 @@ def test_cancel(command: Command, worker: Worker, client: Client) -> None:
     worker.start()
     done = client.submit("Hello")
     done.result()
-    assert command("cancel", done.id).out == "done\n"
+    assert command("cancel", done.id).out == "it had ended before: done\n"
 
 
 @pytest.mark.parametrize("name", ["attach", "cancel", "inspect"])

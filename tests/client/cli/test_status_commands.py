@@ -72,8 +72,8 @@ def test_tenant_set(command: Command, client: Client) -> None:
 
 def test_tenant_drop(command: Command, client: Client) -> None:
     command("tenant", "set", "small", "--weight", 2.5, "--max-jobs", 1)
-    assert command("tenant", "drop", "small").out == "small: weight 1, no caps\n"
-    assert command("tenant", "list").err == "no tenants\n"
+    assert command("tenant", "drop", "small").err == "small: forgotten; weight 1 and no caps from now on\n"
+    assert command("tenant", "list").err == "no tenant has settings or jobs\n"
     assert command("tenant", "drop", "small").refused(2) == "thinkstream: tenant small: it had no settings\n"
     command("tenant", "set", "small", "--weight", 3)
     told = command("tenant", "drop", "small", "--json").json
@@ -84,7 +84,7 @@ def test_tenant_drop(command: Command, client: Client) -> None:
 
 
 def test_tenant_list(command: Command, client: Client) -> None:
-    assert command("tenant", "list").err == "no tenants\n"
+    assert command("tenant", "list").err == "no tenant has settings or jobs\n"
     command("tenant", "set", "small", "--weight", 2.5, "--max-jobs", 7)
     client.submit("Hello")
     lines = [line.split() for line in command("tenant", "list").out.splitlines()]
