@@ -99,7 +99,7 @@ def both(device: torch.device, capture: Capture, play: Callable[[Side], None]) -
     return plain, captured
 
 
-@pytest.mark.parametrize("length", [2, 20, 64])
+@pytest.mark.parametrize("length", [2, pytest.param(20, marks=pytest.mark.gpu), 64])
 def test_a_prompt(device: torch.device, length: int) -> None:
     plain, captured = both(device, PaperCapture(), lambda side: side.step(side.sequences([length])))
     _assert_same_caches(plain, captured)
@@ -114,7 +114,10 @@ def test_decodes(device: torch.device) -> None:
     _assert_same_caches(*both(device, PaperCapture(), play))
 
 
-@pytest.mark.parametrize("lengths", [[20], [3, 40, 2], pytest.param([400, 450, 480], marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "lengths",
+    [[3, 40, 2], *(pytest.param(lengths, marks=pytest.mark.gpu) for lengths in ([20], [400, 450, 480]))],
+)
 def test_prompts_beside_decodes(device: torch.device, lengths: list[int]) -> None:
     def play(side: Side) -> None:
         decodes = side.sequences([17, 5, 40])
