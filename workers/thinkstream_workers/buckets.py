@@ -121,18 +121,12 @@ class Bucket(NamedTuple):
 
 def bucket_rows(num_rows: int) -> int:
     """Rows of the smallest bucket of decodes that holds so many: exact up to 8, within a quarter beyond."""
-    for rows in _ROWS:
-        if rows >= num_rows:
-            return rows
-    return (num_rows + 31) // 32 * 32
+    return _room(num_rows, _ROWS, 32)
 
 
 def rows_beside_prompts(num_rows: int) -> int:
     """Rows of the smallest bucket that holds so many decodes and prompts too."""
-    for rows in _ROWS_BESIDE_PROMPTS:
-        if rows >= num_rows:
-            return rows
-    return (num_rows + 127) // 128 * 128
+    return _room(num_rows, _ROWS_BESIDE_PROMPTS, 128)
 
 
 def usual_buckets(max_num_seqs: int, max_num_batched_tokens: int, longest: int) -> list[Bucket]:
@@ -148,23 +142,22 @@ def usual_buckets(max_num_seqs: int, max_num_batched_tokens: int, longest: int) 
         longest: Keys that any sequence may have.
     """
 
-    def decodes(num_rows: int, context: int) -> Bucket:
-        return Bucket(bucket_rows(num_rows), context, 0, 0, "filtered")
-
-    def mixed(num_rows: int, num_tokens: int) -> Bucket:
-        context = min(_CONTEXT_BESIDE_PROMPTS, longest)
-        return Bucket(rows_beside_prompts(num_rows), context, num_tokens, longest, "filtered")
+    def bucket(num_decodes: int, context: int, num_prompt_tokens: int = 0) -> Bucket:
+        prompts = (num_prompt_tokens,) if num_prompt_tokens else ()
+        query_lens, context_lens = (1,) * num_decodes + prompts, (context,) * num_decodes + prompts
+        found = Bucket.of(query_lens, context_lens, "filtered", longest=longest)
+        assert found is not None, "one prompt of a bucket's size has a bucket"
+        return found
 
     numbers = [*doubling(1, max_num_seqs)]
-    contexts = [_doubled_to(context, _CONTEXT_TOKENS, longest) for context in _USUAL_CONTEXTS]
+    few = [number for number in numbers if number <= _USUAL_BESIDE_PROMPTS]
     most = _prompt_bucket(min(max_num_batched_tokens, MAX_PROMPTS * longest, MAX_PROMPT_TOKENS))
     sizes = [num_tokens for num_tokens in PROMPT_BUCKETS if num_tokens <= most]
-    prompts = [Bucket(0, 0, num_tokens, longest, "filtered") for num_tokens in sizes]
-    all_decodes = [decodes(number, context) for context in contexts for number in numbers]
-    few = [number for number in numbers if number <= _USUAL_BESIDE_PROMPTS]
-    all_mixed = [mixed(number, num_tokens) for number in few for num_tokens in sizes]
-    largest = [all_mixed[-1], decodes(max_num_seqs, contexts[0])]
-    return [*dict.fromkeys([*largest, *prompts, *all_decodes, *all_mixed])]
+    prompts = [bucket(0, 0, num_tokens) for num_tokens in sizes]
+    decodes = [bucket(number, context) for context in _USUAL_CONTEXTS for number in numbers]
+    mixed = [bucket(number, 1, num_tokens) for number in few for num_tokens in sizes]
+    largest = [mixed[-1], bucket(max_num_seqs, 1)]
+    return [*dict.fromkeys([*largest, *prompts, *decodes, *mixed])]
 
 
 def sequence_counts(max_num_seqs: int) -> list[int]:
@@ -187,6 +180,11 @@ def most_tokens(max_num_seqs: int, max_num_batched_tokens: int) -> int:
 
 def _prompt_bucket(num_tokens: int) -> int:
     return next(size for size in PROMPT_BUCKETS if size >= num_tokens)
+
+
+def _room(num_rows: int, rooms: Sequence[int], step: int) -> int:
+    """The first of the rooms that holds so many rows; beyond them rooms are multiples of the step."""
+    return next((room for room in rooms if room >= num_rows), -(-num_rows // step) * step)
 
 
 def _doubled_to(context: int, least: int, longest: int) -> int:
